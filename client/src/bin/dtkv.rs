@@ -1,0 +1,2 @@
+//! The `dtkv` command line.
+fn main() {}

@@ -1,0 +1,3 @@
+//! One replica of one group, on openraft.
+
+pub mod raft;

@@ -1,0 +1,12 @@
+//! A DtKV store node.
+
+pub mod clock;
+pub mod failure;
+pub mod group;
+pub mod ids;
+
+/// What store nodes say to each other, and how entries stand on disk.
+#[allow(missing_docs, clippy::unwrap_used, clippy::doc_lazy_continuation)]
+pub mod peer_v1 {
+    tonic::include_proto!("dtkv.peer.v1");
+}
