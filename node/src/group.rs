@@ -1,3 +1,4 @@
 //! One replica of one group, on openraft.
 
 pub mod raft;
+pub mod snapshot;
