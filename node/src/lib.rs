@@ -4,6 +4,7 @@ pub mod clock;
 pub mod failure;
 pub mod group;
 pub mod ids;
+pub mod peer_codec;
 
 /// What store nodes say to each other, and how entries stand on disk.
 #[allow(missing_docs, clippy::unwrap_used, clippy::doc_lazy_continuation)]

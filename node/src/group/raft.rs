@@ -176,8 +176,8 @@ pub fn stored_membership_from_pb(stored: &pb::StoredMembership) -> Result<Stored
     Ok(StoredMembership::new(log_id, membership))
 }
 
-/// Encodes an entry, as it stands on disk and on the wire.
-pub fn encode_entry(entry: &Entry) -> Bytes {
+/// An entry as a message; the operations stay shared.
+pub fn entry_to_pb(entry: &Entry) -> pb::Entry {
     let payload = match &entry.payload {
         EntryPayload::Blank => pb::entry::Payload::Blank(true),
         EntryPayload::Normal(commands) => pb::entry::Payload::Commands(pb::Commands {
@@ -187,7 +187,12 @@ pub fn encode_entry(entry: &Entry) -> Bytes {
         }),
         EntryPayload::Membership(membership) => pb::entry::Payload::Membership(membership_to_pb(membership)),
     };
-    pb::Entry { log_id: Some(log_id_to_pb(&entry.log_id())), payload: Some(payload) }.encode_to_vec().into()
+    pb::Entry { log_id: Some(log_id_to_pb(&entry.log_id())), payload: Some(payload) }
+}
+
+/// Encodes an entry, as it stands on disk and on the wire.
+pub fn encode_entry(entry: &Entry) -> Bytes {
+    entry_to_pb(entry).encode_to_vec().into()
 }
 
 /// Decodes an entry; the operations stay a slice of `bytes`.
@@ -195,11 +200,20 @@ pub fn encode_entry(entry: &Entry) -> Bytes {
 /// # Errors
 /// When the bytes are not an entry.
 pub fn decode_entry(bytes: Bytes) -> Result<Entry, std::io::Error> {
-    let broken =
-        |what: &str| std::io::Error::new(std::io::ErrorKind::InvalidData, format!("log entry: {what}"));
-    let entry = pb::Entry::decode(bytes).map_err(|e| broken(&e.to_string()))?;
-    let log_id = entry.log_id.as_ref().map(log_id_from_pb).ok_or_else(|| broken("no log id"))?;
-    let payload = match entry.payload.ok_or_else(|| broken("no payload"))? {
+    entry_from_pb(pb::Entry::decode(bytes).map_err(|e| broken_entry(&e.to_string()))?)
+}
+
+fn broken_entry(what: &str) -> std::io::Error {
+    std::io::Error::new(std::io::ErrorKind::InvalidData, format!("log entry: {what}"))
+}
+
+/// The entry of a message; the operations stay shared.
+///
+/// # Errors
+/// When parts are missing.
+pub fn entry_from_pb(entry: pb::Entry) -> Result<Entry, std::io::Error> {
+    let log_id = entry.log_id.as_ref().map(log_id_from_pb).ok_or_else(|| broken_entry("no log id"))?;
+    let payload = match entry.payload.ok_or_else(|| broken_entry("no payload"))? {
         pb::entry::Payload::Blank(_) => EntryPayload::Blank,
         pb::entry::Payload::Commands(c) => {
             EntryPayload::Normal(Commands { time_ms: c.time_ms, count: c.count, ops: c.ops })
