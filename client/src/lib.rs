@@ -1,7 +1,30 @@
 //! DtKV's public contract and its Rust client.
 
+pub mod admin;
+mod answer;
+mod batch;
+mod channel;
+mod client;
+mod error;
+mod group;
+mod limit;
 pub mod limits;
+mod list;
 pub mod packed;
+mod pipe;
+pub mod placement;
+mod retry;
+mod route;
+mod unary;
+
+pub use answer::{
+    BatchRead, BatchWritten, CasOutcome, Expect, ListOptions, Made, MkdirOptions, New, Node, OpAnswer,
+    OpResult, Page, PutOptions, ReadAnswer, RemoveOptions, Removed, Written,
+};
+pub use client::{Client, ClientBuilder};
+pub use error::{Error, ErrorKind, explain};
+pub use group::Group;
+pub use v1::Consistency;
 
 /// The generated types of package `dtkv.v1`, client and server stubs.
 #[allow(missing_docs, clippy::unwrap_used, clippy::doc_lazy_continuation)]
