@@ -1,10 +1,13 @@
 //! A DtKV store node.
 
 pub mod clock;
+pub mod config;
 pub mod failure;
 pub mod group;
 pub mod ids;
 pub mod peer_codec;
+pub mod service;
+pub mod telemetry;
 
 /// What store nodes say to each other, and how entries stand on disk.
 #[allow(missing_docs, clippy::unwrap_used, clippy::doc_lazy_continuation)]
