@@ -50,6 +50,8 @@ pub struct TransportOptions {
     pub silent_pings_max: u32,
     /// For a connection and its hello.
     pub connect_timeout: Duration,
+    /// For an answer, where the caller names no other time.
+    pub call_timeout: Duration,
     /// Between two attempts to connect.
     pub reconnect_delay_max: Duration,
     /// A gRPC message is closed at this size ...
@@ -88,6 +90,7 @@ impl Default for TransportOptions {
             ping_interval: Duration::from_millis(300),
             silent_pings_max: 5,
             connect_timeout: Duration::from_secs(1),
+            call_timeout: Duration::from_secs(30),
             reconnect_delay_max: Duration::from_secs(1),
             batch_bytes_max: 1 << 20,
             batch_messages_max: 1024,
@@ -161,6 +164,8 @@ pub(crate) struct Shared {
     tasks: Mutex<JoinSet<()>>,
     snapshot_rate: RateLimit,
     snapshots_incoming: Semaphore,
+    /// How many are on their way; one as a rule.
+    snapshots_outgoing: Mutex<FxHashMap<(NodeId, GroupId), usize>>,
     log_limit: LogLimit,
 }
 
@@ -198,6 +203,7 @@ impl Transport {
             identity: RwLock::new(identity),
             snapshot_rate: RateLimit::new(options.snapshot_bytes_per_second),
             snapshots_incoming: Semaphore::new(options.snapshots_incoming_max),
+            snapshots_outgoing: Mutex::default(),
             options,
             book,
             metrics,
@@ -227,6 +233,12 @@ impl Transport {
         self.0.book.touch();
     }
 
+    /// The node has joined this cluster.
+    pub fn set_cluster_id(&self, cluster_id: &str) {
+        self.0.identity.write().cluster_id = cluster_id.to_owned();
+        self.0.book.touch();
+    }
+
     /// Every known node.
     pub fn book(&self) -> &AddressBook {
         &self.0.book
@@ -253,24 +265,37 @@ impl Transport {
     /// Asks and waits for the answer; `call` of the message is overwritten.
     ///
     /// # Errors
-    /// When the peer cannot be reached, refuses, or gives no answer in time (outcome unknown).
+    /// As [`Transport::call_within`], with `call_timeout` of the options.
     pub fn call(
         &self,
         to: NodeId,
         lane: pb::Lane,
         message: pb::Message,
+    ) -> impl Future<Output = Result<pb::Message, Failure>> + Send + 'static {
+        self.call_within(self.0.options.call_timeout, to, lane, message)
+    }
+
+    /// Asks and waits for the answer at most so long.
+    ///
+    /// # Errors
+    /// When the peer cannot be reached, refuses, or gives no answer in time (outcome unknown).
+    pub fn call_within(
+        &self,
         timeout: Duration,
-    ) -> impl Future<Output = Result<pb::message::Body, Failure>> + Send + 'static {
+        to: NodeId,
+        lane: pb::Lane,
+        message: pb::Message,
+    ) -> impl Future<Output = Result<pb::Message, Failure>> + Send + 'static {
         let link = self.0.link(to, lane);
         async move { call::call(link?, message, timeout).await }
     }
 
-    /// A session of append requests of one group.
+    /// A session of append requests of this generation of a group.
     ///
     /// # Errors
     /// When the peer cannot be reached.
-    pub fn session(&self, to: NodeId, group: GroupId) -> Result<Session, Failure> {
-        Session::open(&self.0.link(to, pb::Lane::Append)?, group)
+    pub fn session(&self, to: NodeId, group: GroupId, generation: u64) -> Result<Session, Failure> {
+        Session::open(&self.0.link(to, pb::Lane::Append)?, group, generation)
     }
 
     /// Sends a snapshot and waits until the peer has installed it. `hello` of the header is
@@ -311,6 +336,11 @@ impl Transport {
             .add_service(self.server())
             .serve_with_incoming_shutdown(incoming, self.0.stop.clone().cancelled_owned())
             .await
+    }
+
+    /// Is a snapshot of this group on its way to this peer?
+    pub fn is_sending_snapshot(&self, to: NodeId, group: GroupId) -> bool {
+        self.0.snapshots_outgoing.lock().contains_key(&(to, group))
     }
 
     /// Does the control stream to this peer stand?

@@ -48,6 +48,7 @@ where
     SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotHandle>,
 {
     group: GroupId,
+    generation: u64,
     raft: Raft<TypeConfig, SM>,
     queue: Mutex<Queue>,
 }
@@ -91,9 +92,9 @@ impl<SM> GroupInbound<SM>
 where
     SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotHandle>,
 {
-    /// Takes in messages for `raft`.
-    pub fn new(group: GroupId, raft: Raft<TypeConfig, SM>) -> Self {
-        GroupInbound { inner: Arc::new(Inner { group, raft, queue: Mutex::default() }) }
+    /// Takes in messages for `raft`, which is this generation of the group.
+    pub fn new(raft: Raft<TypeConfig, SM>, group: GroupId, generation: u64) -> Self {
+        GroupInbound { inner: Arc::new(Inner { group, generation, raft, queue: Mutex::default() }) }
     }
 
     /// Handles a message; never blocks. Must be called on a tokio runtime. Parking is the group's
@@ -101,7 +102,9 @@ where
     pub fn message(&self, _from: NodeId, message: pb::Message, reply: ReplySender) {
         let call = message.call;
         match message.body {
-            Some(Body::Append(append)) if reply.lane() == pb::Lane::Append => self.append(append, call, reply),
+            Some(Body::Append(append)) if reply.lane() == pb::Lane::Append => {
+                self.append(append, call, reply)
+            }
             Some(Body::Append(append)) => self.answer(call, reply, |inner| inner.heartbeat(append)),
             Some(Body::Vote(vote)) => self.answer(call, reply, |inner| inner.vote(vote)),
             Some(Body::PreVote(vote)) => self.answer(call, reply, |inner| inner.pre_vote(vote)),
@@ -109,7 +112,7 @@ where
             Some(Body::ReadIndex(_)) => self.answer(call, reply, |inner| inner.read_index()),
             _ => {
                 let refusal = Body::Refused("this is no question to a replica".into());
-                reply.answer(self.inner.group.0, call, refusal);
+                reply.send(self.inner.message(call, refusal));
             }
         }
     }
@@ -119,11 +122,11 @@ where
     where
         F: Future<Output = Result<Body, Refusal>> + Send + 'static,
     {
-        let group = self.inner.group.0;
-        let answer = ask(self.inner.clone());
+        let inner = self.inner.clone();
+        let answer = ask(inner.clone());
         tokio::spawn(async move {
             let body = answer.await.unwrap_or_else(|refusal| Body::Refused(refusal.0));
-            reply.answer(group, call, body);
+            reply.send(inner.message(call, body));
         });
     }
 
@@ -134,7 +137,7 @@ where
             if queue.waiting.len() >= QUEUE_REQUESTS_MAX || queue.bytes >= QUEUE_BYTES_MAX {
                 drop(queue);
                 let refusal = Body::Refused("too many append requests wait for this replica".into());
-                return reply.answer(self.inner.group.0, call, refusal);
+                return reply.send(self.inner.message(call, refusal));
             }
             queue.waiting.push_back(Request { append, bytes, call, reply });
             queue.bytes += bytes;
@@ -176,7 +179,18 @@ where
     SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotHandle>,
 {
     inner: Arc<Inner<SM>>,
-    pipeline: VecDeque<BoxFuture<'static, ()>>,
+    pipeline: VecDeque<Step>,
+}
+
+/// A request inside openraft. Its answer waits for those of the requests before it.
+enum Step {
+    Asked(BoxFuture<'static, Answer>),
+    Answered(Answer),
+}
+
+struct Answer {
+    message: pb::Message,
+    reply: ReplySender,
 }
 
 impl<SM> Worker<SM>
@@ -189,22 +203,32 @@ where
             if self.feed(cx) {
                 return Poll::Ready(());
             }
-            let Some(oldest) = self.pipeline.front_mut() else { return Poll::Pending };
-            std::task::ready!(oldest.as_mut().poll(cx));
-            self.pipeline.pop_front();
+            let answer = match self.pipeline.pop_front() {
+                None => return Poll::Pending,
+                Some(Step::Answered(answer)) => answer,
+                Some(Step::Asked(mut asked)) => match asked.as_mut().poll(cx) {
+                    Poll::Ready(answer) => answer,
+                    Poll::Pending => {
+                        self.pipeline.push_front(Step::Asked(asked));
+                        return Poll::Pending;
+                    }
+                },
+            };
+            answer.reply.send(answer.message);
         }
         cx.waker().wake_by_ref();
         Poll::Pending
     }
 
-    /// Fills the pipeline. The first poll of a request sends it. True when all is done.
+    /// Fills the pipeline; the first poll of a request sends it. True when all is done.
     fn feed(&mut self, cx: &mut Context<'_>) -> bool {
         while self.pipeline.len() < PIPELINE {
             let Some(request) = self.next(cx) else { break };
-            let mut future: BoxFuture<'static, ()> = Box::pin(self.inner.clone().serve(request));
-            if future.as_mut().poll(cx).is_pending() || !self.pipeline.is_empty() {
-                self.pipeline.push_back(future);
-            }
+            let mut asked: BoxFuture<'static, Answer> = Box::pin(self.inner.clone().serve(request));
+            self.pipeline.push_back(match asked.as_mut().poll(cx) {
+                Poll::Ready(answer) => Step::Answered(answer),
+                Poll::Pending => Step::Asked(asked),
+            });
         }
         self.pipeline.is_empty() && !self.inner.queue.lock().running
     }
@@ -225,13 +249,14 @@ impl<SM> Inner<SM>
 where
     SM: RaftStateMachine<TypeConfig, SnapshotData = SnapshotHandle>,
 {
-    async fn serve(self: Arc<Self>, request: Request) {
+    fn message(&self, call: u64, body: Body) -> pb::Message {
+        pb::Message { group_id: self.group.0, generation: self.generation, call, body: Some(body) }
+    }
+
+    async fn serve(self: Arc<Self>, request: Request) -> Answer {
         let Request { append, call, reply, .. } = request;
-        let body = match self.append(append).await {
-            Ok(body) => body,
-            Err(refusal) => Body::Refused(refusal.0),
-        };
-        reply.answer(self.group.0, call, body);
+        let body = self.append(append).await.unwrap_or_else(|refusal| Body::Refused(refusal.0));
+        Answer { message: self.message(call, body), reply }
     }
 
     async fn append(&self, append: pb::AppendRequest) -> Result<Body, Refusal> {

@@ -37,17 +37,18 @@ const APPEND_PROGRESS_MIN: Duration = Duration::from_secs(2);
 
 /// Makes the clients of one group.
 #[derive(Clone, Debug)]
-pub struct Network {
+pub struct GroupNetwork {
     transport: Transport,
     group: GroupId,
+    generation: u64,
     me: NodeId,
 }
 
-impl Network {
-    /// The network of `group` on this node.
-    pub fn new(transport: Transport, group: GroupId) -> Network {
+impl GroupNetwork {
+    /// The network of this generation of `group` on this node.
+    pub fn new(transport: Transport, group: GroupId, generation: u64) -> GroupNetwork {
         let me = transport.identity().node;
-        Network { transport, group, me }
+        GroupNetwork { transport, group, generation, me }
     }
 
     fn client(&self, target: NodeId, appends: Appends) -> NetworkClient {
@@ -55,7 +56,7 @@ impl Network {
     }
 }
 
-impl RaftNetworkFactory<TypeConfig> for Network {
+impl RaftNetworkFactory<TypeConfig> for GroupNetwork {
     type Network = NetworkClient;
 
     async fn new_client(&mut self, target: NodeId, _node: &EmptyNode) -> NetworkClient {
@@ -79,16 +80,18 @@ enum Appends {
 /// Speaks to one replica of the group.
 #[derive(Debug)]
 pub struct NetworkClient {
-    network: Network,
+    network: GroupNetwork,
     target: NodeId,
     appends: Appends,
 }
 
 impl NetworkClient {
     async fn ask(&self, action: RPCTypes, body: Body, patience: Duration) -> Result<Body, RpcError> {
-        let message = pb::Message { group_id: self.network.group.0, call: 0, body: Some(body) };
-        let answer = self.network.transport.call(self.target, pb::Lane::Control, message, patience).await;
-        answer.map_err(|failure| self.error(action, patience, &failure))
+        let GroupNetwork { transport, group, generation, .. } = &self.network;
+        let message = pb::Message { group_id: group.0, generation: *generation, call: 0, body: Some(body) };
+        let answer = transport.call_within(patience, self.target, pb::Lane::Control, message).await;
+        let answer = answer.map_err(|failure| self.error(action, patience, &failure))?;
+        answer.body.ok_or_else(|| nonsense("a question"))
     }
 
     fn error(&self, action: RPCTypes, patience: Duration, failure: &Failure) -> RpcError {
@@ -138,10 +141,9 @@ impl NetworkClient {
 
     fn open_session<S>(&self, input: S, option: &RPCOption) -> Result<AppendStream<'_, S>, RpcError> {
         let patience = option.soft_ttl().max(APPEND_PROGRESS_MIN);
-        let session = self
-            .network
-            .transport
-            .session(self.target, self.network.group)
+        let GroupNetwork { transport, group, generation, .. } = &self.network;
+        let session = transport
+            .session(self.target, *group, *generation)
             .map_err(|failure| self.error(RPCTypes::AppendEntries, patience, &failure))?;
         Ok(AppendStream {
             client: self,
@@ -217,14 +219,13 @@ impl RaftNetworkV2<TypeConfig> for NetworkClient {
             let text = format!("{:?} holds no records to send", snapshot.snapshot);
             return Err(StreamingError::Unreachable(Unreachable::from_string(text)));
         };
-        let header = snapshot_header(self.network.group, &vote, &snapshot.meta);
+        let header = snapshot_header(&self.network, &vote, &snapshot.meta);
         let sending = self.network.transport.send_snapshot(self.target, header, records);
         let reply = tokio::select! {
             closed = cancel => return Err(StreamingError::Closed(closed)),
             reply = sending => reply,
         };
-        let reply =
-            reply.map_err(|f| StreamingError::Unreachable(Unreachable::from_string(f)))?;
+        let reply = reply.map_err(|f| StreamingError::Unreachable(Unreachable::from_string(f)))?;
         Ok(SnapshotResponse::new(vote_of(reply.vote.as_ref()).map_err(StreamingError::from)?))
     }
 
@@ -312,10 +313,12 @@ where
         Ok(())
     }
 
-    fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Result<StreamAppendResult<TypeConfig>, RpcError>> {
-        let failed = |failure: &Failure| {
-            Err(self.client.error(RPCTypes::AppendEntries, self.patience, failure))
-        };
+    fn poll_answer(
+        &mut self,
+        cx: &mut Context<'_>,
+    ) -> Poll<Result<StreamAppendResult<TypeConfig>, RpcError>> {
+        let failed =
+            |failure: &Failure| Err(self.client.error(RPCTypes::AppendEntries, self.patience, failure));
         match self.session.poll_reply(cx) {
             Poll::Ready(Ok(reply)) => {
                 self.progress = clock::now();
@@ -396,14 +399,14 @@ fn append_result(sent: &Sent, reply: &pb::AppendReply) -> Result<StreamAppendRes
     }
 }
 
-fn snapshot_header(group: GroupId, vote: &Vote, meta: &SnapshotMeta) -> pb::SnapshotHeader {
+fn snapshot_header(network: &GroupNetwork, vote: &Vote, meta: &SnapshotMeta) -> pb::SnapshotHeader {
     pb::SnapshotHeader {
         hello: None,
-        group_id: group.0,
+        group_id: network.group.0,
+        generation: network.generation,
         vote: Some(vote_to_pb(vote)),
         last_log_id: meta.last_log_id.as_ref().map(log_id_to_pb),
         last_membership: Some(raft::stored_membership_to_pb(&meta.last_membership)),
-        snapshot_id: meta.snapshot_id.to_string(),
     }
 }
 

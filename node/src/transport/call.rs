@@ -19,7 +19,7 @@ use tokio::sync::oneshot;
 /// Who waits for answers with a call id.
 #[derive(Debug)]
 pub(super) enum Pending {
-    Call(oneshot::Sender<Result<Body, Failure>>),
+    Call(oneshot::Sender<Result<pb::Message, Failure>>),
     Session(Arc<Inbox>),
 }
 
@@ -60,15 +60,17 @@ pub(super) async fn call(
     link: Arc<Link>,
     mut message: pb::Message,
     timeout: Duration,
-) -> Result<Body, Failure> {
+) -> Result<pb::Message, Failure> {
     let (asker, answer) = oneshot::channel();
     let attached = Attached::new(&link, Pending::Call(asker))?;
     message.call = attached.id;
     let group = GroupId(message.group_id);
     attached.outbound.push(message).map_err(|e| push_failure(link.peer, e))?;
     match tokio::time::timeout(timeout, answer).await {
-        Ok(Ok(Ok(Body::Refused(why)))) => Err(refused(link.peer, &why)),
-        Ok(Ok(answer)) => answer,
+        Ok(Ok(answer)) => match answer? {
+            pb::Message { body: Some(Body::Refused(why)), .. } => Err(refused(link.peer, &why)),
+            answer => Ok(answer),
+        },
         Ok(Err(_)) => Err(unreachable(link.peer, "the stream broke").unknown()),
         Err(_) => {
             let text = format!("{} gave no answer for {group} within {timeout:?}", link.peer);
@@ -104,13 +106,13 @@ pub(super) struct Inbox(Mutex<Answers>);
 
 #[derive(Debug, Default)]
 struct Answers {
-    bodies: VecDeque<Body>,
+    bodies: VecDeque<Option<Body>>,
     failure: Option<Failure>,
     reader: Option<Waker>,
 }
 
 impl Inbox {
-    pub fn push(&self, body: Body) {
+    pub fn push(&self, body: Option<Body>) {
         let reader = {
             let mut answers = self.0.lock();
             answers.bodies.push_back(body);
@@ -132,7 +134,7 @@ impl Inbox {
         }
     }
 
-    fn poll(&self, cx: &Context<'_>) -> Poll<Result<Body, Failure>> {
+    fn poll(&self, cx: &Context<'_>) -> Poll<Result<Option<Body>, Failure>> {
         let mut answers = self.0.lock();
         if let Some(body) = answers.bodies.pop_front() {
             return Poll::Ready(Ok(body));
@@ -159,6 +161,7 @@ pub(super) struct SessionLimits {
 pub struct Session {
     attached: Attached,
     group: GroupId,
+    generation: u64,
     inbox: Arc<Inbox>,
     /// Bytes of each request that has no answer yet.
     in_flight: VecDeque<usize>,
@@ -166,10 +169,10 @@ pub struct Session {
 }
 
 impl Session {
-    pub(super) fn open(link: &Arc<Link>, group: GroupId) -> Result<Session, Failure> {
+    pub(super) fn open(link: &Arc<Link>, group: GroupId, generation: u64) -> Result<Session, Failure> {
         let inbox = Arc::new(Inbox::default());
         let attached = Attached::new(link, Pending::Session(inbox.clone()))?;
-        Ok(Session { attached, group, inbox, in_flight: VecDeque::new(), in_flight_bytes: 0 })
+        Ok(Session { attached, group, generation, inbox, in_flight: VecDeque::new(), in_flight_bytes: 0 })
     }
 
     /// Requests without an answer.
@@ -193,7 +196,8 @@ impl Session {
     /// When the stream is gone; the session is of no use any more.
     pub fn send(&mut self, request: pb::AppendRequest) -> Result<(), Failure> {
         let body = Some(Body::Append(request));
-        let message = pb::Message { group_id: self.group.0, call: self.attached.id, body };
+        let (group_id, generation, call) = (self.group.0, self.generation, self.attached.id);
+        let message = pb::Message { group_id, generation, call, body };
         let bytes = message.encoded_len();
         let link = &self.attached.link;
         self.attached.outbound.push(message).map_err(|e| push_failure(link.peer, e))?;
@@ -216,8 +220,8 @@ impl Session {
         self.in_flight_bytes -= bytes;
         self.attached.link.budget.give(bytes);
         Poll::Ready(match body {
-            Body::AppendReply(reply) => Ok(reply),
-            Body::Refused(why) => Err(refused(peer, &why)),
+            Some(Body::AppendReply(reply)) => Ok(reply),
+            Some(Body::Refused(why)) => Err(refused(peer, &why)),
             _ => Err(Failure::internal(format!("{peer} answered an append request with something else"))),
         })
     }

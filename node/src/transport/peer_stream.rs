@@ -262,13 +262,12 @@ impl Link {
         self.metrics.received.batch(messages.len(), bytes);
         let mut state = self.state.lock();
         for message in messages {
-            let Some(body) = message.body else { continue };
             match state.pending.get(&message.call) {
-                Some(Pending::Session(inbox)) => inbox.push(body),
+                Some(Pending::Session(inbox)) => inbox.push(message.body),
                 Some(Pending::Call(_)) => {
                     if let Some(Pending::Call(asker)) = state.pending.remove(&message.call) {
                         // The asker may have given up meanwhile.
-                        drop(asker.send(Ok(body)));
+                        drop(asker.send(Ok(message)));
                     }
                 }
                 // A pong, or an answer that nobody waits for any more.
@@ -292,7 +291,7 @@ impl Link {
 
 /// A question of the transport itself.
 pub(super) fn ping(nonce: u64) -> pb::Message {
-    pb::Message { group_id: 0, call: 0, body: Some(Body::Ping(nonce)) }
+    pb::Message { body: Some(Body::Ping(nonce)), ..pb::Message::default() }
 }
 
 /// A connection of its own to a peer's listener.

@@ -248,7 +248,7 @@ mod tests {
 
     fn message(call: u64, text: usize) -> pb::Message {
         let body = pb::message::Body::Refused("x".repeat(text));
-        pb::Message { group_id: 1, call, body: Some(body) }
+        pb::Message { group_id: 1, call, body: Some(body), ..pb::Message::default() }
     }
 
     #[test]

@@ -54,11 +54,6 @@ impl ReplySender {
             self.0.cut.cancel();
         }
     }
-
-    /// Answers `call` of `group_id`.
-    pub fn answer(&self, group_id: u32, call: u64, body: Body) {
-        self.send(pb::Message { group_id, call, body: Some(body) });
-    }
 }
 
 #[tonic::async_trait]
@@ -152,11 +147,14 @@ fn deliver(shared: &Shared, connection: &Arc<Connection>, messages: Vec<pb::Mess
     let inbound = shared.inbound();
     for message in messages {
         match (&message.body, &inbound) {
-            (Some(Body::Ping(nonce)), _) => reply.answer(0, message.call, Body::Pong(*nonce)),
+            (Some(Body::Ping(nonce)), _) => reply.send(with_body(&message, Body::Pong(*nonce))),
             (_, Some(inbound)) => inbound.message(connection.from, message, reply.clone()),
-            (_, None) => {
-                reply.answer(message.group_id, message.call, Body::Refused("the node is starting".into()));
-            }
+            (_, None) => reply.send(with_body(&message, Body::Refused("the node is starting".into()))),
         }
     }
+}
+
+fn with_body(question: &pb::Message, body: Body) -> pb::Message {
+    let pb::Message { group_id, call, generation, .. } = *question;
+    pb::Message { group_id, call, generation, body: Some(body) }
 }

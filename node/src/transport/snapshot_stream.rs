@@ -179,6 +179,31 @@ impl Outgoing {
     }
 }
 
+/// Marks that a snapshot is on its way.
+struct Marked {
+    shared: Arc<Shared>,
+    key: (NodeId, GroupId),
+}
+
+impl Marked {
+    fn new(shared: &Arc<Shared>, key: (NodeId, GroupId)) -> Marked {
+        *shared.snapshots_outgoing.lock().entry(key).or_default() += 1;
+        Marked { shared: shared.clone(), key }
+    }
+}
+
+impl Drop for Marked {
+    fn drop(&mut self) {
+        let mut outgoing = self.shared.snapshots_outgoing.lock();
+        if let Some(count) = outgoing.get_mut(&self.key) {
+            *count -= 1;
+            if *count == 0 {
+                outgoing.remove(&self.key);
+            }
+        }
+    }
+}
+
 /// Sends a snapshot; dropping the future cancels it.
 pub(super) async fn send(
     shared: Arc<Shared>,
@@ -191,6 +216,7 @@ pub(super) async fn send(
     header.hello = Some(hello(&identity, to, pb::Lane::Control));
     let group = GroupId(header.group_id);
     let mut client = dial(&shared.options, &address).await.map_err(|why| unreachable(to, why))?;
+    let _marked = Marked::new(&shared, (to, group));
     let (sender, chunks) = mpsc::channel(CHUNKS_AHEAD);
     tokio::task::spawn_blocking(move || pack(records, &sender));
     let progress = Arc::new(Progress::default());
