@@ -9,6 +9,7 @@ pub mod peer_codec;
 pub mod service;
 pub mod telemetry;
 pub mod transport;
+pub mod tree;
 
 /// What store nodes say to each other, and how entries stand on disk.
 #[allow(missing_docs, clippy::unwrap_used, clippy::doc_lazy_continuation)]

@@ -1,0 +1,112 @@
+//! Cost of the tree's operations, one thread, decoding included: `cargo bench -p dtkv-node --bench tree`.
+
+use dtkv_client::packed::{Kind, Op};
+use dtkv_node::clock;
+use dtkv_node::tree::{ApplyContext, ListQuery, Tree};
+
+const VALUE_BYTES: usize = 256;
+const OPS_PER_ENTRY: usize = 64;
+
+fn key(i: usize, dirs: usize) -> Vec<u8> {
+    format!("bench{:04}.key-{:010}", i % dirs, i).into_bytes()
+}
+
+/// Keys in an order that has nothing to do with theirs.
+fn shuffled(keys: usize) -> impl Iterator<Item = usize> {
+    (0..keys).map(move |i| i.wrapping_mul(7_368_787) % keys)
+}
+
+fn entries(kind: Kind, keys: usize, dirs: usize) -> Vec<Vec<u8>> {
+    let order: Vec<usize> = shuffled(keys).collect();
+    let value = [7; VALUE_BYTES];
+    let pack = |chunk: &[usize]| {
+        let mut ops = Vec::new();
+        for i in chunk {
+            let value = if kind == Kind::Put { &value[..] } else { &[] };
+            let mut op = Op::new(kind, &[], value);
+            let key = key(*i, dirs);
+            op.key = &key;
+            op.pack(&mut ops);
+        }
+        ops
+    };
+    order.chunks(OPS_PER_ENTRY).map(pack).collect()
+}
+
+struct Run {
+    tree: Tree,
+    index: u64,
+    results: Vec<u8>,
+}
+
+impl Run {
+    fn apply(&mut self, ops: &[u8]) {
+        self.index += 1;
+        self.results.clear();
+        let at = ApplyContext { index: self.index, time_ms: self.index };
+        assert_eq!(self.tree.apply(at, ops, &mut self.results), Ok(()));
+    }
+}
+
+fn measure(what: &str, count: usize, work: impl FnOnce()) {
+    let start = clock::now();
+    work();
+    println!("  {what:<28} {:>8.0} ns", start.elapsed().as_nanos() as f64 / count as f64);
+}
+
+fn bench(keys: usize, dirs: usize) {
+    println!("{keys} keys of {VALUE_BYTES} bytes in {dirs} directories");
+    let mut run = Run { tree: Tree::new(), index: 0, results: Vec::new() };
+    for dir in 0..dirs {
+        let mut ops = Vec::new();
+        Op::new(Kind::Mkdir, format!("bench{dir:04}").as_bytes(), &[]).pack(&mut ops);
+        run.apply(&ops);
+    }
+    let puts = entries(Kind::Put, keys, dirs);
+    measure("insert", keys, || puts.iter().for_each(|ops| run.apply(ops)));
+    measure("update, changes not taken", keys, || puts.iter().for_each(|ops| run.apply(ops)));
+    let mut taken = None;
+    measure("take_dirty", keys, || taken = Some(run.tree.take_dirty()));
+    let mut record = Vec::new();
+    measure("encode", keys, || {
+        for (_, node) in taken.iter().flat_map(|dirty| &dirty.changed) {
+            record.clear();
+            node.encode(&mut record);
+        }
+    });
+    measure("update, changes just taken", keys, || puts.iter().for_each(|ops| run.apply(ops)));
+    drop(taken);
+    let lookups: Vec<Vec<u8>> = shuffled(keys).map(|i| key(i, dirs)).collect();
+    let mut out = Vec::new();
+    measure("get", keys, || {
+        for key in &lookups {
+            out.clear();
+            run.tree.pack_get(key, &mut out);
+        }
+    });
+    measure("list, per node", keys, || list_all(&run.tree));
+    measure("digest, per node", keys, || {
+        std::hint::black_box(run.tree.digest());
+    });
+    let removes = entries(Kind::Remove, keys, dirs);
+    println!("  {} bytes for each key", run.tree.bytes() / run.tree.node_count());
+    measure("remove", keys, || removes.iter().for_each(|ops| run.apply(ops)));
+}
+
+fn list_all(tree: &Tree) {
+    let mut continuation = Vec::new();
+    loop {
+        let query = ListQuery { recursive: true, continuation: &continuation, ..ListQuery::default() };
+        let Ok(page) = tree.list(&query) else { return };
+        continuation = page.continuation;
+        if continuation.is_empty() {
+            return;
+        }
+    }
+}
+
+fn main() {
+    bench(10_000, 1);
+    bench(1_000_000, 1_000);
+    bench(1_000_000, 1);
+}

@@ -1,0 +1,355 @@
+//! The state machine of a group: a tree of keys with values, directories and their metadata.
+//!
+//! It does no I/O, reads no clock and starts nothing. What it answers and what it becomes depend
+//! only on the operations applied, never on hash order or memory layout; [`Tree::digest`] shows
+//! it.
+//!
+//! Nodes live in a slab. A hash index takes a full key to its node, so that reading and
+//! overwriting cost one look-up however deep the key is; each directory keeps its children
+//! sorted. A removed node stays in its slot until [`Tree::take_dirty`], so that a key which is
+//! removed and made again between two calls is handed out once, as changed.
+
+mod apply;
+mod digest;
+mod list;
+mod node;
+mod record;
+mod segment;
+mod slab;
+#[cfg(test)]
+mod tests;
+mod walk;
+
+pub use digest::Digest;
+pub use list::{ListPage, ListQuery};
+pub use node::{Lease, ListedNode, Meta, NodeView};
+pub use record::{BadRecord, NodeRecord};
+
+use dtkv_client::limits::{check_key, check_key_or_root};
+use dtkv_client::v1::Code;
+use node::{Body, Node};
+use slab::{KeyHash, KeyIndex, Slab, Slot};
+use std::sync::Arc;
+
+/// The root directory. It is not in the key index: no write can name it.
+const ROOT: Slot = Slot(0);
+
+/// Where in the log an entry stands, and when its leader accepted it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[allow(missing_docs)]
+pub struct ApplyContext {
+    pub index: u64,
+    pub time_ms: u64,
+}
+
+/// What changed since the last [`Tree::take_dirty`]: the records to write and the keys whose
+/// records to delete. It shares keys and values with the tree.
+#[derive(Debug, Default)]
+pub struct Dirty {
+    /// Each key once, as it is now.
+    pub changed: Vec<(Arc<[u8]>, NodeRecord)>,
+    /// Only keys that were handed out as changed, or loaded, before.
+    pub removed: Vec<Arc<[u8]>>,
+    /// Bytes of all keys and records.
+    pub bytes: u64,
+}
+
+impl Dirty {
+    /// True when there is nothing to write.
+    pub fn is_empty(&self) -> bool {
+        self.changed.is_empty() && self.removed.is_empty()
+    }
+}
+
+/// The tree of one group.
+pub struct Tree {
+    slab: Slab,
+    index: KeyIndex,
+    /// Changed and removed nodes, each once.
+    dirty: Vec<Slot>,
+    nodes: u64,
+    bytes: u64,
+}
+
+impl Default for Tree {
+    fn default() -> Tree {
+        Tree::new()
+    }
+}
+
+impl Tree {
+    /// A tree with an empty root.
+    pub fn new() -> Tree {
+        let root = Node {
+            key: Arc::default(),
+            parent: ROOT,
+            dirty: false,
+            stored: true,
+            live: true,
+            lock: false,
+            meta: Meta::default(),
+            body: Body::dir(),
+            lease: None,
+        };
+        let bytes = root.heap_bytes();
+        let mut slab = Slab::default();
+        slab.insert(root);
+        Tree { slab, index: KeyIndex::new(), dirty: Vec::new(), nodes: 1, bytes }
+    }
+
+    /// One node; the empty key names the root.
+    ///
+    /// # Errors
+    /// `INVALID_KEY`, `KEY_TOO_LONG`, `NOT_FOUND`.
+    #[inline]
+    pub fn get(&self, key: &[u8]) -> Result<NodeView<'_>, Code> {
+        if let Some(slot) = self.find(key) {
+            return Ok(NodeView(&self.slab[slot]));
+        }
+        check_key_or_root(key)?;
+        if key.is_empty() { Ok(NodeView(&self.slab[ROOT])) } else { Err(Code::NotFound) }
+    }
+
+    /// Appends the packed result of a get.
+    #[inline]
+    pub fn pack_get(&self, key: &[u8], out: &mut Vec<u8>) {
+        match self.get(key) {
+            Ok(node) => node.pack(out),
+            Err(code) => out.push(code as u8),
+        }
+    }
+
+    /// Everything that changed since the last call, to be written in one batch with the applied
+    /// index. It clones pointers only: encode the records after letting go of the tree.
+    pub fn take_dirty(&mut self) -> Dirty {
+        let slots = std::mem::take(&mut self.dirty);
+        let mut dirty = Dirty { changed: Vec::with_capacity(slots.len()), ..Dirty::default() };
+        for slot in slots {
+            let node = &mut self.slab[slot];
+            node.dirty = false;
+            if node.live {
+                node.stored = true;
+                let (key, record) = (Arc::clone(&node.key), node.record());
+                dirty.bytes += (key.len() + record.encoded_len()) as u64;
+                dirty.changed.push((key, record));
+            } else if let Some(key) = self.release(slot) {
+                dirty.bytes += key.len() as u64;
+                dirty.removed.push(key);
+            }
+        }
+        dirty
+    }
+
+    /// How many nodes [`Tree::take_dirty`] would hand out at most.
+    pub fn dirty_count(&self) -> u64 {
+        self.dirty.len() as u64
+    }
+
+    /// Restores one node. Keys arrive in byte order, so parents come first.
+    ///
+    /// # Errors
+    /// When the record is damaged, its key is there already, or its parent is not.
+    pub fn load(&mut self, key: &[u8], record: &[u8]) -> Result<(), BadRecord> {
+        let loaded = NodeRecord::decode(record).and_then(|record| match key {
+            [] => self.load_root(record),
+            _ => self.load_node(key, record),
+        });
+        loaded.map_err(|what| BadRecord { key: key.to_vec(), what })
+    }
+
+    fn load_root(&mut self, record: NodeRecord) -> Result<(), &'static str> {
+        if record.value.is_some() || record.lease.is_some() || record.lock {
+            return Err("the root is a plain directory");
+        }
+        self.slab[ROOT].meta = record.meta;
+        Ok(())
+    }
+
+    fn load_node(&mut self, key: &[u8], record: NodeRecord) -> Result<(), &'static str> {
+        check_key(key).map_err(|_| "the key breaks the syntax")?;
+        let hash = self.index.hash(key);
+        if self.index.find(&self.slab, hash, key).is_some() {
+            return Err("the key is there already");
+        }
+        let parent = match &key[..segment::last_segment_start(key)] {
+            [] => ROOT,
+            [parent @ .., _dot] => self.find(parent).ok_or("its parent is not there")?,
+        };
+        if !self.slab[parent].is_dir() {
+            return Err("its parent is not a directory");
+        }
+        let node = Node {
+            key: Arc::from(key),
+            parent,
+            dirty: false,
+            stored: true,
+            live: true,
+            lock: record.lock,
+            meta: record.meta,
+            body: record.value.map_or_else(Body::dir, Body::Value),
+            lease: record.lease,
+        };
+        self.link(hash, node);
+        Ok(())
+    }
+
+    /// Digest of the whole tree, equal on all replicas at the same index. Reads everything.
+    pub fn digest(&self) -> Digest {
+        digest::digest(self)
+    }
+
+    /// Number of nodes, the root included.
+    pub fn node_count(&self) -> u64 {
+        self.nodes
+    }
+
+    /// Approximate heap bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    #[inline]
+    fn find(&self, key: &[u8]) -> Option<Slot> {
+        let slot = self.index.find(&self.slab, self.index.hash(key), key)?;
+        self.slab[slot].live.then_some(slot)
+    }
+
+    /// Creates a permanent node under a directory, where none is.
+    fn insert(&mut self, at: ApplyContext, parent: Slot, key: &[u8], body: Body) -> Slot {
+        let meta = Meta {
+            create_index: at.index,
+            create_time_ms: at.time_ms,
+            update_index: at.index,
+            update_time_ms: at.time_ms,
+        };
+        let hash = self.index.hash(key);
+        let slot = match self.index.find(&self.slab, hash, key) {
+            Some(slot) => self.revive(slot, parent, meta, body),
+            None => {
+                let key = Arc::from(key);
+                let node = Node {
+                    key,
+                    parent,
+                    dirty: false,
+                    stored: false,
+                    live: true,
+                    lock: false,
+                    meta,
+                    body,
+                    lease: None,
+                };
+                self.link(hash, node)
+            }
+        };
+        self.mark_dirty(slot);
+        self.touch(at, parent);
+        slot
+    }
+
+    /// Takes a new node in.
+    fn link(&mut self, hash: KeyHash, node: Node) -> Slot {
+        let (key, parent) = (Arc::clone(&node.key), node.parent);
+        self.nodes += 1;
+        self.bytes += node.heap_bytes();
+        let slot = self.slab.insert(node);
+        self.index.insert(hash, slot);
+        self.adopt(parent, &key, slot);
+        slot
+    }
+
+    /// Makes a removed node anew that still has its slot.
+    fn revive(&mut self, slot: Slot, parent: Slot, meta: Meta, body: Body) -> Slot {
+        let node = &mut self.slab[slot];
+        node.live = true;
+        node.parent = parent;
+        node.meta = meta;
+        node.body = body;
+        let key = Arc::clone(&node.key);
+        self.nodes += 1;
+        self.bytes += node.heap_bytes();
+        self.adopt(parent, &key, slot);
+        slot
+    }
+
+    fn adopt(&mut self, parent: Slot, key: &Arc<[u8]>, slot: Slot) {
+        if let Body::Dir(children) = &mut self.slab[parent].body {
+            children.insert(key, slot);
+        }
+    }
+
+    /// Gives a value node a new value.
+    #[inline]
+    fn overwrite(&mut self, at: ApplyContext, slot: Slot, value: &[u8]) {
+        let node = &mut self.slab[slot];
+        let before = node.heap_bytes();
+        node.set_value(value);
+        node.meta.update_index = at.index;
+        node.meta.update_time_ms = at.time_ms;
+        let parent = node.parent;
+        self.bytes = self.bytes - before + self.slab[slot].heap_bytes();
+        self.mark_dirty(slot);
+        self.touch(at, parent);
+    }
+
+    /// Removes a node from its directory. The caller buries what is below it.
+    fn unlink(&mut self, at: ApplyContext, slot: Slot) {
+        let node = &self.slab[slot];
+        let (parent, key) = (node.parent, Arc::clone(&node.key));
+        if let Body::Dir(children) = &mut self.slab[parent].body {
+            children.remove(&key);
+        }
+        self.bury(slot);
+        self.touch(at, parent);
+    }
+
+    /// Empties a node that nothing leads to any more.
+    fn bury(&mut self, slot: Slot) {
+        let node = &mut self.slab[slot];
+        self.nodes -= 1;
+        self.bytes -= node.heap_bytes();
+        node.live = false;
+        node.body = Body::Value(Arc::default());
+        node.lock = false;
+        node.lease = None;
+        self.mark_dirty(slot);
+    }
+
+    /// Frees the slot of a removed node; answers its key if a record of it was handed out.
+    fn release(&mut self, slot: Slot) -> Option<Arc<[u8]>> {
+        let node = &mut self.slab[slot];
+        let key = std::mem::take(&mut node.key);
+        let stored = node.stored;
+        self.index.remove(&key, slot);
+        self.slab.release(slot);
+        stored.then_some(key)
+    }
+
+    #[inline]
+    fn mark_dirty(&mut self, slot: Slot) {
+        let node = &mut self.slab[slot];
+        if !node.dirty {
+            node.dirty = true;
+            self.dirty.push(slot);
+        }
+    }
+
+    /// Moves index and time of a directory and of all above it. One that stands at this index
+    /// already has moved those above it too.
+    #[inline]
+    fn touch(&mut self, at: ApplyContext, dir: Slot) {
+        let mut slot = dir;
+        loop {
+            let meta = &mut self.slab[slot].meta;
+            if meta.update_index == at.index {
+                return;
+            }
+            meta.update_index = at.index;
+            meta.update_time_ms = at.time_ms;
+            self.mark_dirty(slot);
+            if slot == ROOT {
+                return;
+            }
+            slot = self.slab[slot].parent;
+        }
+    }
+}
