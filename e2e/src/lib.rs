@@ -2,5 +2,6 @@
 
 pub mod checker;
 pub mod cluster;
+pub mod contract;
 pub mod history;
 pub mod workload;
