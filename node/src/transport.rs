@@ -10,6 +10,8 @@ mod peer_stream;
 mod queue;
 mod server;
 mod snapshot_stream;
+#[cfg(test)]
+mod tests;
 
 pub use book::{AddressBook, NodeAddress};
 pub use call::Session;
@@ -438,7 +440,12 @@ impl Shared {
     /// Judges a hello and learns from it.
     fn meet(&self, theirs: &pb::Hello) -> Result<(), Refusal> {
         let learned = hello::judge(&self.identity(), &self.book, theirs)?;
-        self.heard(NodeId(theirs.node_id));
+        let node = NodeId(theirs.node_id);
+        self.heard(node);
+        if let Some(peer) = self.peer(node) {
+            peer.append.retry();
+            peer.control.retry();
+        }
         if let (Some(node), Some(inbound)) = (learned, self.inbound()) {
             inbound.address_changed(node);
         }

@@ -16,6 +16,7 @@ use prost::Message;
 use rustc_hash::FxHashMap;
 use std::sync::Arc;
 use std::time::Duration;
+use tokio::sync::Notify;
 use tokio_util::sync::CancellationToken;
 use tonic::Streaming;
 use tonic::transport::{Channel, Endpoint};
@@ -34,6 +35,8 @@ pub(super) struct Link {
     queue_limits: QueueLimits,
     metrics: LaneMetrics,
     state: Mutex<LinkState>,
+    /// Ends the wait before the next attempt.
+    retry: Notify,
 }
 
 #[derive(Debug)]
@@ -86,6 +89,7 @@ impl Link {
             queue_limits,
             metrics,
             state: Mutex::new(state),
+            retry: Notify::new(),
         })
     }
 
@@ -127,6 +131,14 @@ impl Link {
         self.state.lock().cut.cancel();
     }
 
+    /// The peer showed a sign of life: a link that could not reach it tries again at once. One whose
+    /// streams break as soon as they stand keeps its delays.
+    pub fn retry(&self) {
+        if matches!(self.state.lock().phase, Phase::Down(_)) {
+            self.retry.notify_waiters();
+        }
+    }
+
     /// Keeps the stream up until the transport stops.
     pub async fn run(self: Arc<Self>, shared: Arc<Shared>) {
         let mut delays = Delays::new(shared.options.reconnect_delay_max);
@@ -137,6 +149,7 @@ impl Link {
             tokio::select! {
                 () = shared.stop.cancelled() => {}
                 () = tokio::time::sleep(wait) => {}
+                () = self.retry.notified() => {}
                 _ = changes.changed() => {}
             }
         }
