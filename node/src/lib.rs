@@ -2,9 +2,11 @@
 
 pub mod clock;
 pub mod config;
+pub mod engine;
 pub mod failure;
 pub mod group;
 pub mod ids;
+pub mod keyspace;
 pub mod peer_codec;
 pub mod service;
 pub mod telemetry;
@@ -15,4 +17,10 @@ pub mod tree;
 #[allow(missing_docs, clippy::unwrap_used, clippy::doc_lazy_continuation)]
 pub mod peer_v1 {
     tonic::include_proto!("dtkv.peer.v1");
+}
+
+/// What stands on disk besides log entries and tree nodes.
+#[allow(missing_docs, clippy::unwrap_used, clippy::doc_lazy_continuation)]
+pub mod storage_v1 {
+    include!(concat!(env!("OUT_DIR"), "/storage/dtkv.storage.v1.rs"));
 }
