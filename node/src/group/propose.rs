@@ -124,6 +124,12 @@ impl Proposals {
         self.deadlines.expire(now, self.group)
     }
 
+    /// Proposals on their way, and frames that wait.
+    pub fn in_flight(&self) -> usize {
+        let queue = self.queue.lock();
+        queue.in_flight as usize + queue.waiting.len()
+    }
+
     /// Refuses new frames and answers those that still wait.
     pub fn close(&self) {
         let waiting = {

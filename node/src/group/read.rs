@@ -11,6 +11,7 @@ use bytes::Bytes;
 use dtkv_client::packed;
 use dtkv_client::v1::Consistency;
 use dtkv_client::v1::failure::Reason;
+use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{LinearizableReadError, RaftError};
 use openraft::raft::ReadPolicy;

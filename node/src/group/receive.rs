@@ -1,6 +1,6 @@
 //! The receiving end of a snapshot.
 
-use crate::engine::{Engine, WriteOp};
+use crate::engine::{Engine, Write, WriteOp};
 use crate::failure::Failure;
 use crate::group::Group;
 use crate::group::raft::{SnapshotMeta, log_id_from_pb, stored_membership_from_pb, vote_from_pb, vote_to_pb};
@@ -61,7 +61,6 @@ impl SnapshotReceiver {
             meta: SnapshotMeta {
                 last_log_id: header.last_log_id.as_ref().map(log_id_from_pb),
                 last_membership: membership,
-                snapshot_id: header.snapshot_id,
             },
             snapshot: SnapshotHandle::Received { epoch: self.epoch },
         };
@@ -107,7 +106,8 @@ impl Drop for SnapshotReceiver {
     fn drop(&mut self) {
         if self.group.0.replica.epoch() != self.epoch {
             let (from, to) = keyspace::state_range(self.group.id(), self.epoch);
-            self.engine.submit_ops(vec![WriteOp::DeleteRange { family: Family::State, from, to }]);
+            let ops = vec![WriteOp::DeleteRange { family: Family::State, from, to }];
+            self.engine.submit(Write { ops, done: None });
         }
     }
 }

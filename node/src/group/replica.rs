@@ -5,14 +5,14 @@
 //! that base and openraft replays the log behind it.
 
 use crate::clock;
-use crate::engine::{Engine, WriteOp, checkpoint};
+use crate::engine::{Engine, Write, WriteOp, checkpoint};
 use crate::group::raft::{
     Applied, Entry, LogId, SnapshotMeta, StoredMembership, log_id_from_pb, log_id_to_pb,
     stored_membership_from_pb, stored_membership_to_pb,
 };
 use crate::group::snapshot::{Records, SnapshotHandle};
 use crate::ids::GroupId;
-use crate::keyspace::{self, Family};
+use crate::keyspace::{self, Family, GroupKind, MetaKey};
 use crate::storage_v1 as pb;
 use crate::tree::{ApplyContext, Dirty, Tree};
 use bytes::Bytes;
@@ -85,7 +85,7 @@ impl Replica {
             None => StoredMembership::default(),
         };
         let tree = load_tree(&engine, id, epoch)?;
-        engine.submit_ops(other_epochs(id, epoch));
+        engine.submit(Write { ops: other_epochs(id, epoch), done: None });
         let checkpointed = Checkpointed { log_id: applied, membership: membership.clone() };
         let state = State { tree, applied, membership, epoch, checkpointed };
         Ok(Replica {
@@ -198,7 +198,7 @@ impl Replica {
             return Ok(self.checkpoint_meta());
         }
         let applied = applied_record(pending.epoch, pending.applied, &pending.membership);
-        let ops = checkpoint::write_ops(self.id, pending.epoch, &pending.dirty, &applied);
+        let ops = checkpoint_ops(self.id, &pending.dirty, &applied);
         self.engine.write(ops).await?;
         self.state.write().checkpointed =
             Checkpointed { log_id: pending.applied, membership: pending.membership };
@@ -208,7 +208,7 @@ impl Replica {
     /// Describes the last checkpoint.
     pub fn checkpoint_meta(&self) -> SnapshotMeta {
         let state = self.state.read();
-        snapshot_meta(state.checkpointed.log_id, &state.checkpointed.membership, state.epoch)
+        snapshot_meta(state.checkpointed.log_id, &state.checkpointed.membership)
     }
 
     /// The last checkpoint as a snapshot to send; None before the first.
@@ -225,10 +225,10 @@ impl Replica {
         };
         let (from, to) = keyspace::state_range(self.id, saved.epoch);
         let prefix = from.len();
-        let scan = self.engine.snapshot_scan(Family::State, from, to);
+        let scan = self.engine.snapshot_scan(Family::State, from, to)?;
         let records: Records =
             Box::new(scan.map(move |item| item.map(|(key, value)| (Box::from(&key[prefix..]), value))));
-        let meta = snapshot_meta(Some(log_id), &membership, saved.epoch);
+        let meta = snapshot_meta(Some(log_id), &membership);
         Ok(Some((meta, SnapshotHandle::Outgoing(records))))
     }
 
@@ -270,13 +270,8 @@ impl Replica {
     }
 }
 
-fn snapshot_meta(log_id: Option<LogId>, membership: &StoredMembership, epoch: u64) -> SnapshotMeta {
-    let (term, index) = log_id.map_or((0, 0), |id| (id.committed_leader_id().term, id.index()));
-    SnapshotMeta {
-        last_log_id: log_id,
-        last_membership: membership.clone(),
-        snapshot_id: format!("{epoch}-{term}-{index}"),
-    }
+fn snapshot_meta(log_id: Option<LogId>, membership: &StoredMembership) -> SnapshotMeta {
+    SnapshotMeta { last_log_id: log_id, last_membership: membership.clone() }
 }
 
 fn applied_record(epoch: u64, log_id: Option<LogId>, membership: &StoredMembership) -> pb::Applied {
@@ -288,8 +283,8 @@ fn applied_record(epoch: u64, log_id: Option<LogId>, membership: &StoredMembersh
 }
 
 fn read_applied(engine: &Engine, id: GroupId) -> io::Result<Option<pb::Applied>> {
-    let key = keyspace::applied_key(id);
-    engine.get(Family::Meta, &key)?.map(|bytes| keyspace::decode(&bytes)).transpose()
+    let key = MetaKey::Group(id, GroupKind::Applied).encode();
+    engine.get(Family::Meta, &key)?.map(|bytes| keyspace::decode_record(&bytes)).transpose()
 }
 
 /// Builds the tree from the records of one epoch.
@@ -303,6 +298,16 @@ fn load_tree(engine: &Engine, id: GroupId, epoch: u64) -> io::Result<Tree> {
         })?;
     }
     Ok(tree)
+}
+
+/// Encodes outside of the lock what was taken under it.
+fn checkpoint_ops(id: GroupId, dirty: &Dirty, applied: &pb::Applied) -> Vec<WriteOp> {
+    let encoded = dirty.changed.iter().map(|(key, record)| {
+        let mut bytes = Vec::with_capacity(record.encoded_len());
+        record.encode(&mut bytes);
+        (key.clone(), Bytes::from(bytes))
+    });
+    checkpoint::checkpoint_ops(id, encoded, dirty.removed.iter().cloned(), applied)
 }
 
 /// Deletes what earlier or abandoned snapshots left.
