@@ -36,8 +36,8 @@ use crate::group::replica::Replica;
 use crate::group::state_machine::StateMachine;
 use crate::group::upkeep::Upkeep;
 use crate::ids::{GroupId, NodeId};
-use crate::tree::{Digest, ListQuery};
 use crate::transport::Transport;
+use crate::tree::{Digest, ListQuery};
 use dtkv_client::v1;
 use openraft::async_runtime::WatchReceiver;
 use std::sync::Arc;
@@ -154,7 +154,11 @@ impl Group {
     ///
     /// # Errors
     /// When this replica cannot answer.
-    pub async fn list(&self, request: &v1::ListRequest, deadline: Instant) -> Result<v1::ListResponse, Failure> {
+    pub async fn list(
+        &self,
+        request: &v1::ListRequest,
+        deadline: Instant,
+    ) -> Result<v1::ListResponse, Failure> {
         self.0.parking.touch();
         if request.consistency() != v1::Consistency::Stale {
             self.wake().await?;

@@ -9,6 +9,7 @@ pub mod ids;
 pub mod keyspace;
 pub mod peer_codec;
 pub mod service;
+pub mod store;
 pub mod telemetry;
 pub mod transport;
 pub mod tree;

@@ -114,7 +114,9 @@ impl Store {
             return Ok(group.clone());
         }
         match self.0.failed.read().get(&id) {
-            Some(error) => Err(Failure::internal(format!("the replica of {id} on this node failed: {error}"))),
+            Some(error) => {
+                Err(Failure::internal(format!("the replica of {id} on this node failed: {error}")))
+            }
             None => Err(Failure::group_not_found(id)),
         }
     }
@@ -128,7 +130,8 @@ impl Store {
 
     /// Groups that could not be opened, and why.
     pub fn failed_groups(&self) -> Vec<(GroupId, String)> {
-        let mut failed: Vec<_> = self.0.failed.read().iter().map(|(id, error)| (*id, error.clone())).collect();
+        let mut failed: Vec<_> =
+            self.0.failed.read().iter().map(|(id, error)| (*id, error.clone())).collect();
         failed.sort();
         failed
     }

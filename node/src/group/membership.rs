@@ -18,7 +18,8 @@ use std::time::Duration;
 const PROMOTION_LAG_ENTRIES_MAX: u64 = 1000;
 
 type Change = ChangeMembers<NodeId, EmptyNode>;
-type ChangeResult = Result<ClientWriteResponse<TypeConfig>, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>;
+type ChangeResult =
+    Result<ClientWriteResponse<TypeConfig>, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>;
 
 impl Group {
     /// Adds a learner if the configuration is still `expected_config_index` (0 = whatever it is);
@@ -90,7 +91,11 @@ impl Group {
     ///
     /// # Errors
     /// NOT_LEADER, PRECONDITION (`to` is no voter), or a time-out: the old leader goes on then.
-    pub async fn transfer_leader(&self, to: Option<NodeId>, timeout: Duration) -> Result<(NodeId, u64), Failure> {
+    pub async fn transfer_leader(
+        &self,
+        to: Option<NodeId>,
+        timeout: Duration,
+    ) -> Result<(NodeId, u64), Failure> {
         self.wake().await?;
         let current = self.effective_config()?;
         if to == Some(self.node_id()) {
@@ -98,7 +103,9 @@ impl Group {
         }
         let target = match to.or_else(|| self.furthest_voter()) {
             Some(node) if current.voters.contains(&node) => node,
-            Some(node) => return Err(Failure::precondition(format!("{node} is not a voter of {}", self.id()))),
+            Some(node) => {
+                return Err(Failure::precondition(format!("{node} is not a voter of {}", self.id())));
+            }
             None => return Err(Failure::precondition(format!("{} has no other voter", self.id()))),
         };
         let deadline = clock::now() + timeout;
@@ -106,7 +113,11 @@ impl Group {
         self.wait_for_leader(target, deadline).await
     }
 
-    async fn wait_for_leader(&self, target: NodeId, deadline: std::time::Instant) -> Result<(NodeId, u64), Failure> {
+    async fn wait_for_leader(
+        &self,
+        target: NodeId,
+        deadline: std::time::Instant,
+    ) -> Result<(NodeId, u64), Failure> {
         let mut metrics = self.raft().server_metrics();
         loop {
             let (leader, term) = {
@@ -117,7 +128,8 @@ impl Group {
                 return Ok((target, term));
             }
             if tokio::time::timeout_at(deadline.into(), metrics.changed()).await.is_err() {
-                let message = format!("{target} did not become leader of {} in time; ask for the status", self.id());
+                let message =
+                    format!("{target} did not become leader of {} in time; ask for the status", self.id());
                 return Err(Failure::new(Reason::Timeout, message).unknown());
             }
         }
@@ -137,9 +149,16 @@ impl Group {
             .map(|(node, _)| *node)
     }
 
-    async fn change(&self, change: Change, retain: bool, at: LogId, timeout: Duration) -> Result<LogId, Failure> {
+    async fn change(
+        &self,
+        change: Change,
+        retain: bool,
+        at: LogId,
+        timeout: Duration,
+    ) -> Result<LogId, Failure> {
         let guard = [Precondition::LastMembershipLogId { last_membership_log_id: Some(at) }];
-        let result = tokio::time::timeout(timeout, self.raft().change_membership_if(change, retain, guard)).await;
+        let result =
+            tokio::time::timeout(timeout, self.raft().change_membership_if(change, retain, guard)).await;
         match result {
             Ok(result) => self.change_outcome(result),
             Err(_) => {
@@ -178,11 +197,17 @@ impl Group {
             return Err(Failure::invalid(format!("{} needs at least one voter", self.id())));
         }
         if let Some(node) = voters.intersection(learners).next() {
-            return Err(Failure::invalid(format!("{node} cannot be both voter and learner of {}", self.id())));
+            return Err(Failure::invalid(format!(
+                "{node} cannot be both voter and learner of {}",
+                self.id()
+            )));
         }
         for node in voters.difference(&current.voters) {
             if !current.members.contains(node) {
-                return Err(Failure::precondition(format!("{node} must be a learner of {} first", self.id())));
+                return Err(Failure::precondition(format!(
+                    "{node} must be a learner of {} first",
+                    self.id()
+                )));
             }
             let behind = self.entries_behind(*node);
             if behind > PROMOTION_LAG_ENTRIES_MAX {
@@ -210,7 +235,8 @@ impl Group {
             }
             if clock::now() >= deadline {
                 let behind = self.entries_behind(node);
-                let message = format!("{node} was added to {} but is still {behind} entries behind", self.id());
+                let message =
+                    format!("{node} was added to {} but is still {behind} entries behind", self.id());
                 return Err(Failure::new(Reason::Timeout, message).unknown());
             }
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -226,7 +252,8 @@ impl Group {
         }
         let stored = &metrics.membership_config;
         let log_id = (*stored.log_id()).ok_or_else(|| Failure::not_leader(self.id(), None))?;
-        let voters: BTreeSet<NodeId> = stored.membership().get_joint_config().last().cloned().unwrap_or_default();
+        let voters: BTreeSet<NodeId> =
+            stored.membership().get_joint_config().last().cloned().unwrap_or_default();
         Ok(Config {
             log_id,
             voters,

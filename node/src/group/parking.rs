@@ -156,7 +156,8 @@ impl Group {
             && metrics.membership_config.membership().get_joint_config().len() == 1
             && self.0.replica.checkpointed() == Some(last);
         let replication = metrics.replication.as_ref()?;
-        let others: Vec<NodeId> = replication.keys().copied().filter(|node| *node != self.node_id()).collect();
+        let others: Vec<NodeId> =
+            replication.keys().copied().filter(|node| *node != self.node_id()).collect();
         let all_have_it = others.iter().all(|node| replication.get(node).copied().flatten() == Some(last));
         let park = pb::Park { vote: Some(vote_to_pb(&metrics.vote)), log_id: Some(log_id_to_pb(&last)) };
         (is_quiet && all_have_it).then_some((others, park, last))

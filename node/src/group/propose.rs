@@ -274,12 +274,18 @@ pub fn failure_of(group: GroupId, error: &ClientWriteError<TypeConfig>) -> Failu
             }
             ForwardReason::LeaseExpired => Failure {
                 retry_after_ms: Some(100),
-                ..Failure::new(Reason::GroupNotReady, format!("{group}: the leader has lost touch with its quorum"))
+                ..Failure::new(
+                    Reason::GroupNotReady,
+                    format!("{group}: the leader has lost touch with its quorum"),
+                )
             },
         },
         ClientWriteError::LogEntryDiscarded(forward) => Failure {
             leader: forward.leader_id,
-            ..Failure::new(Reason::NotLeader, format!("{group}: leadership changed while the write was on its way"))
+            ..Failure::new(
+                Reason::NotLeader,
+                format!("{group}: leadership changed while the write was on its way"),
+            )
         }
         .unknown(),
         ClientWriteError::ChangeMembershipError(error) => Failure::precondition(format!("{group}: {error}")),
@@ -312,6 +318,10 @@ mod tests {
         assert_eq!(take_batch(&mut queue).map(|batch| batch.len()), Some(1));
         let mut queue = Queue::default();
         queue.waiting.extend([waiting(1, MERGED_BYTES_MAX + 1), waiting(1, 10)]);
-        assert_eq!(take_batch(&mut queue).map(|batch| batch.len()), Some(1), "a frame over the bound goes alone");
+        assert_eq!(
+            take_batch(&mut queue).map(|batch| batch.len()),
+            Some(1),
+            "a frame over the bound goes alone"
+        );
     }
 }

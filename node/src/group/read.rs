@@ -189,7 +189,10 @@ impl Reads {
             }
             RaftError::APIError(LinearizableReadError::QuorumNotEnough(_)) => Failure {
                 retry_after_ms: Some(100),
-                ..Failure::new(Reason::GroupNotReady, format!("{}: the leader cannot reach a quorum", self.group))
+                ..Failure::new(
+                    Reason::GroupNotReady,
+                    format!("{}: the leader cannot reach a quorum", self.group),
+                )
             },
             RaftError::Fatal(_) => Failure::stopping(self.group),
         }

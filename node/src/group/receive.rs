@@ -50,7 +50,9 @@ impl SnapshotReceiver {
     async fn install(mut self, end: pb::SnapshotEnd) -> Result<pb::SnapshotReply, Failure> {
         if end.records != self.records {
             let (sent, received) = (end.records, self.records);
-            return Err(Failure::invalid(format!("the snapshot has {received} records, its sender counted {sent}")));
+            return Err(Failure::invalid(format!(
+                "the snapshot has {received} records, its sender counted {sent}"
+            )));
         }
         let header = std::mem::take(&mut self.header);
         let membership = header.last_membership.as_ref().map(stored_membership_from_pb).transpose();
@@ -93,7 +95,10 @@ impl SnapshotSink for SnapshotReceiver {
         })
     }
 
-    fn finish(self: Box<Self>, end: pb::SnapshotEnd) -> BoxFuture<'static, Result<pb::SnapshotReply, Failure>> {
+    fn finish(
+        self: Box<Self>,
+        end: pb::SnapshotEnd,
+    ) -> BoxFuture<'static, Result<pb::SnapshotReply, Failure>> {
         // On a task of its own: were the caller gone in the middle, the records must not be removed
         // while they are being installed.
         let group = self.group.id();

@@ -294,7 +294,10 @@ fn load_tree(engine: &Engine, id: GroupId, epoch: u64) -> io::Result<Tree> {
     for item in engine.scan(Family::State, &from, &to) {
         let (key, record) = item?;
         tree.load(&key[from.len()..], &record).map_err(|error| {
-            io::Error::new(io::ErrorKind::InvalidData, format!("{id}: damaged record in the checkpoint: {error}"))
+            io::Error::new(
+                io::ErrorKind::InvalidData,
+                format!("{id}: damaged record in the checkpoint: {error}"),
+            )
         })?;
     }
     Ok(tree)

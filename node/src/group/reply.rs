@@ -76,7 +76,8 @@ impl Deadlines {
             !expired
         });
         for slot in &late {
-            let message = format!("{group} did not commit the write before its deadline; read before you retry");
+            let message =
+                format!("{group} did not commit the write before its deadline; read before you retry");
             slot.send(Err(Failure::new(Reason::Timeout, message).unknown()));
         }
         late.len()

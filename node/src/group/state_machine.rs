@@ -55,10 +55,16 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         CheckpointBuilder { replica: self.replica.clone(), pending: self.replica.begin_checkpoint() }
     }
 
-    async fn install_snapshot(&mut self, meta: &SnapshotMeta, snapshot: SnapshotHandle) -> Result<(), io::Error> {
+    async fn install_snapshot(
+        &mut self,
+        meta: &SnapshotMeta,
+        snapshot: SnapshotHandle,
+    ) -> Result<(), io::Error> {
         match snapshot {
             SnapshotHandle::Received { epoch } => self.replica.install(meta, epoch).await,
-            other => Err(io::Error::other(format!("a snapshot that was never received cannot be installed: {other:?}"))),
+            other => Err(io::Error::other(format!(
+                "a snapshot that was never received cannot be installed: {other:?}"
+            ))),
         }
     }
 

@@ -52,7 +52,8 @@ impl Group {
             outgoing_voters: ids(joint.next()),
             learners: config.learner_ids().map(|node| node.0).collect(),
             config_index: metrics.membership_config.log_id().map_or(0, |id| id.index()),
-            config_committed: metrics.committed_membership_config.log_id() == metrics.membership_config.log_id(),
+            config_committed: metrics.committed_membership_config.log_id()
+                == metrics.membership_config.log_id(),
             last_index: metrics.last_log_index.unwrap_or(0),
             commit_index: metrics.local_committed.map_or(0, |id| id.index()),
             applied_index: self.0.replica.applied_index(),

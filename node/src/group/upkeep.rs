@@ -93,7 +93,9 @@ impl Group {
         let metrics = self.0.raft.metrics();
         let metrics = metrics.borrow_watched();
         match &metrics.replication {
-            Some(all) => all.values().map(|matched| matched.map_or(0, |id| id.index())).min().unwrap_or(u64::MAX),
+            Some(all) => {
+                all.values().map(|matched| matched.map_or(0, |id| id.index())).min().unwrap_or(u64::MAX)
+            }
             None => u64::MAX,
         }
     }

@@ -1,8 +1,8 @@
 //! Administration: every method checks the operator's epoch first and may be repeated.
 
 use crate::failure::Failure;
-use crate::group::lifecycle;
 use crate::group::Group;
+use crate::group::lifecycle;
 use crate::ids::{GroupId, NodeId};
 use crate::peer_v1 as peer;
 use crate::storage_v1 as pb;
@@ -88,7 +88,10 @@ impl Store {
     ///
     /// # Errors
     /// PRECONDITION when it belongs to another one.
-    pub async fn join_cluster(&self, request: v1::JoinClusterRequest) -> Result<v1::JoinClusterResponse, Failure> {
+    pub async fn join_cluster(
+        &self,
+        request: v1::JoinClusterRequest,
+    ) -> Result<v1::JoinClusterResponse, Failure> {
         self.check_epoch(request.epoch).await?;
         if request.cluster_id.is_empty() {
             return Err(Failure::invalid("the cluster id must not be empty"));
@@ -136,7 +139,9 @@ impl Store {
         let members: BTreeSet<NodeId> = request.members.iter().map(|id| NodeId(*id)).collect();
         if !members.contains(&self.node_id()) || members.len() != request.members.len() {
             let node = self.node_id();
-            return Err(Failure::invalid(format!("the members must be distinct and name {node}, which was asked")));
+            return Err(Failure::invalid(format!(
+                "the members must be distinct and name {node}, which was asked"
+            )));
         }
         let _changing = self.0.changing.lock().await;
         let id = GroupId(request.group_id);
@@ -144,7 +149,9 @@ impl Store {
         let existing = records::descriptor(&self.0.engine, id).map_err(io_failure)?;
         let created = match &existing {
             Some(existing) if existing.generation != wanted.generation => {
-                return Err(Failure::precondition(format!("{id} exists already, with another layout or other members")));
+                return Err(Failure::precondition(format!(
+                    "{id} exists already, with another layout or other members"
+                )));
             }
             Some(_) => false,
             None => {
@@ -163,7 +170,10 @@ impl Store {
     async fn create(&self, descriptor: &pb::Descriptor, config_index: u64) -> Result<Group, Failure> {
         let id = GroupId(descriptor.group_id);
         if self.0.identity.read().draining {
-            return Err(Failure::precondition(format!("{} is draining and takes no new replica", self.node_id())));
+            return Err(Failure::precondition(format!(
+                "{} is draining and takes no new replica",
+                self.node_id()
+            )));
         }
         if let Some(tombstone) = records::replica_tombstone(&self.0.engine, id).map_err(io_failure)? {
             check_tombstone(&tombstone, descriptor, config_index)?;
@@ -189,7 +199,12 @@ impl Store {
         reply.send(peer::Message { group_id, generation, call, body: Some(body) });
     }
 
-    async fn create_learner(&self, group_id: u32, generation: u64, create: peer::CreateReplica) -> Result<(), Failure> {
+    async fn create_learner(
+        &self,
+        group_id: u32,
+        generation: u64,
+        create: peer::CreateReplica,
+    ) -> Result<(), Failure> {
         let _changing = self.0.changing.lock().await;
         let id = GroupId(group_id);
         let nodes: Vec<_> = create
@@ -204,7 +219,9 @@ impl Store {
         self.learn_nodes(&nodes).await?;
         match records::descriptor(&self.0.engine, id).map_err(io_failure)? {
             Some(existing) if existing.generation == generation => Ok(()),
-            Some(_) => Err(Failure::precondition(format!("{} has a replica of another {id}", self.node_id()))),
+            Some(_) => {
+                Err(Failure::precondition(format!("{} has a replica of another {id}", self.node_id())))
+            }
             None => {
                 let layout_hash = create.layout_hash;
                 let descriptor = pb::Descriptor { group_id, generation, layout_hash, members: Vec::new() };
@@ -217,7 +234,10 @@ impl Store {
     ///
     /// # Errors
     /// NOT_LEADER, PRECONDITION, or a time-out with an unknown outcome.
-    pub async fn add_learner(&self, request: v1::AddLearnerRequest) -> Result<v1::MembershipResponse, Failure> {
+    pub async fn add_learner(
+        &self,
+        request: v1::AddLearnerRequest,
+    ) -> Result<v1::MembershipResponse, Failure> {
         self.check_epoch(request.epoch).await?;
         let address = request.node.ok_or_else(|| Failure::invalid("the node is missing"))?;
         let node = NodeId(address.node_id);
@@ -242,7 +262,8 @@ impl Store {
             peer_address: address.peer_address,
             client_address: address.client_address,
         });
-        let descriptor = records::descriptor(&self.0.engine, group.id()).map_err(io_failure)?.unwrap_or_default();
+        let descriptor =
+            records::descriptor(&self.0.engine, group.id()).map_err(io_failure)?.unwrap_or_default();
         let create = peer::CreateReplica {
             config_index: status.config_index,
             nodes: nodes.collect(),
@@ -256,7 +277,8 @@ impl Store {
         };
         let call = self.0.transport.call(node, peer::Lane::Control, message);
         let answer = tokio::time::timeout(CREATE_TIMEOUT, call).await;
-        let answer = answer.map_err(|_| Failure::precondition(format!("{node} does not answer; nothing was changed")))?;
+        let answer = answer
+            .map_err(|_| Failure::precondition(format!("{node} does not answer; nothing was changed")))?;
         match answer?.body {
             Some(peer::message::Body::CreateReplicaReply(reply)) if reply.refused.is_empty() => Ok(()),
             Some(peer::message::Body::CreateReplicaReply(reply)) => Err(Failure::precondition(reply.refused)),
@@ -274,7 +296,9 @@ impl Store {
     ) -> Result<v1::MembershipResponse, Failure> {
         self.check_epoch(request.epoch).await?;
         if request.expected_config_index == 0 {
-            return Err(Failure::invalid("expected_config_index is required: read it from the group's status"));
+            return Err(Failure::invalid(
+                "expected_config_index is required: read it from the group's status",
+            ));
         }
         let group = self.group(GroupId(request.group_id))?;
         let voters: BTreeSet<NodeId> = request.voters.iter().map(|id| NodeId(*id)).collect();
@@ -341,7 +365,10 @@ impl Store {
     ///
     /// # Errors
     /// PRECONDITION for an old epoch.
-    pub async fn set_draining(&self, request: v1::SetDrainingRequest) -> Result<v1::SetDrainingResponse, Failure> {
+    pub async fn set_draining(
+        &self,
+        request: v1::SetDrainingRequest,
+    ) -> Result<v1::SetDrainingResponse, Failure> {
         self.check_epoch(request.epoch).await?;
         self.update_identity(|identity| identity.draining = request.draining).await?;
         Ok(v1::SetDrainingResponse { replicas: self.0.groups.read().len() as u32 })
@@ -371,7 +398,8 @@ impl Store {
     fn check_removed(&self, group: &Group, removed_at: u64) -> Result<(), Failure> {
         let status = group.status_now();
         let me = self.node_id();
-        let names_me = [&status.voters, &status.outgoing_voters, &status.learners].iter().any(|set| set.contains(&me.0));
+        let names_me =
+            [&status.voters, &status.outgoing_voters, &status.learners].iter().any(|set| set.contains(&me.0));
         if removed_at == 0 || (names_me && status.config_index >= removed_at) || group.is_leader() {
             return Err(Failure::precondition(format!(
                 "the configuration of {} at index {} names {me}: remove it from the group first and say at which index",
@@ -386,11 +414,15 @@ impl Store {
     ///
     /// # Errors
     /// PRECONDITION when the cluster id is another.
-    pub async fn destroy_group(&self, request: v1::DestroyGroupRequest) -> Result<v1::DestroyGroupResponse, Failure> {
+    pub async fn destroy_group(
+        &self,
+        request: v1::DestroyGroupRequest,
+    ) -> Result<v1::DestroyGroupResponse, Failure> {
         self.check_epoch(request.epoch).await?;
         self.check_cluster(&request.cluster_id)?;
         let _changing = self.0.changing.lock().await;
-        let descriptor = records::descriptor(&self.0.engine, GroupId(request.group_id)).map_err(io_failure)?;
+        let descriptor =
+            records::descriptor(&self.0.engine, GroupId(request.group_id)).map_err(io_failure)?;
         let Some(descriptor) = descriptor else { return Ok(v1::DestroyGroupResponse { destroyed: false }) };
         self.destroy(&descriptor, 0, true).await?;
         Ok(v1::DestroyGroupResponse { destroyed: true })
@@ -398,14 +430,20 @@ impl Store {
 
     /// Stops a replica and deletes all it kept (its descriptor too), in one write with the tombstone: a crash leaves
     /// either the whole replica or none of it.
-    async fn destroy(&self, descriptor: &pb::Descriptor, removed_at: u64, is_gone: bool) -> Result<(), Failure> {
+    async fn destroy(
+        &self,
+        descriptor: &pb::Descriptor,
+        removed_at: u64,
+        is_gone: bool,
+    ) -> Result<(), Failure> {
         let id = GroupId(descriptor.group_id);
         let group = self.0.groups.write().remove(&id);
         self.0.failed.write().remove(&id);
         if let Some(group) = group {
             group.shutdown().await;
         }
-        let mut tombstone = records::replica_tombstone(&self.0.engine, id).map_err(io_failure)?.unwrap_or_default();
+        let mut tombstone =
+            records::replica_tombstone(&self.0.engine, id).map_err(io_failure)?.unwrap_or_default();
         tombstone.group_id = id.0;
         if is_gone {
             tombstone.destroyed_generations.push(descriptor.generation);
@@ -430,7 +468,10 @@ impl Store {
         }
         for group in self.groups() {
             let status = group.status_now();
-            if [&status.voters, &status.outgoing_voters, &status.learners].iter().any(|set| set.contains(&node.0)) {
+            if [&status.voters, &status.outgoing_voters, &status.learners]
+                .iter()
+                .any(|set| set.contains(&node.0))
+            {
                 return Err(Failure::precondition(format!("{node} is still a member of {}", group.id())));
             }
         }
@@ -467,7 +508,10 @@ impl Store {
     ///
     /// # Errors
     /// GROUP_NOT_FOUND.
-    pub async fn tree_digest(&self, request: v1::TreeDigestRequest) -> Result<v1::TreeDigestResponse, Failure> {
+    pub async fn tree_digest(
+        &self,
+        request: v1::TreeDigestRequest,
+    ) -> Result<v1::TreeDigestResponse, Failure> {
         let group = self.group(GroupId(request.group_id))?;
         // Long for a large tree, hence not on a worker of the runtime.
         let digest = tokio::task::spawn_blocking(move || group.digest()).await;
@@ -492,7 +536,9 @@ fn check_tombstone(
 ) -> Result<(), Failure> {
     let id = GroupId(tombstone.group_id);
     if tombstone.destroyed_generations.contains(&descriptor.generation) {
-        return Err(Failure::precondition(format!("{id} was destroyed under this layout: create it with a new layout hash")));
+        return Err(Failure::precondition(format!(
+            "{id} was destroyed under this layout: create it with a new layout hash"
+        )));
     }
     if tombstone.generation == descriptor.generation && config_index < tombstone.config_index {
         return Err(Failure::precondition(format!(

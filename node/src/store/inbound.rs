@@ -32,13 +32,18 @@ impl Inbound for StoreInbound {
     fn message(&self, from: NodeId, message: pb::Message, reply: ReplySender) {
         let Some(store) = self.store() else { return };
         if let Some(pb::message::Body::CreateReplica(create)) = message.body {
-            tokio::spawn(async move { store.create_replica(message.group_id, message.generation, message.call, create, reply).await });
+            tokio::spawn(async move {
+                store.create_replica(message.group_id, message.generation, message.call, create, reply).await
+            });
             return;
         }
         match store.group(GroupId(message.group_id)) {
             Ok(group) if group.generation() == message.generation => group.message(from, message, reply),
             Ok(group) => {
-                let why = format!("{} here is another generation of the group: it was destroyed and created again", group.id());
+                let why = format!(
+                    "{} here is another generation of the group: it was destroyed and created again",
+                    group.id()
+                );
                 refuse(&message, &reply, why);
             }
             Err(failure) => refuse(&message, &reply, failure.message),
@@ -56,7 +61,10 @@ impl Inbound for StoreInbound {
         async move {
             let group = store.group(GroupId(header.group_id))?;
             if group.generation() != header.generation {
-                return Err(Failure::precondition(format!("{from} sent a snapshot of another generation of {}", group.id())));
+                return Err(Failure::precondition(format!(
+                    "{from} sent a snapshot of another generation of {}",
+                    group.id()
+                )));
             }
             group.start_ticking();
             Ok(group.receive_snapshot(store.0.engine.clone(), header))
