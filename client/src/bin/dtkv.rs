@@ -1,2 +1,0 @@
-//! The `dtkv` command line.
-fn main() {}

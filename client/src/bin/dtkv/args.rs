@@ -1,0 +1,444 @@
+//! The command line, as clap sees it. The help texts are the manual, so they carry examples.
+
+mod admin;
+mod bench;
+mod values;
+
+pub use admin::{ClusterCommand, GroupCommand, NodeCommand};
+pub use bench::{Api, BenchArgs, GroupChoice};
+pub use values::{Freshness, Layout, Rooted, deserialize_duration, parse_duration};
+
+use clap::{Args, Parser, Subcommand};
+use std::path::PathBuf;
+use std::time::Duration;
+
+const ABOUT: &str = "Talks to a DtKV cluster: keys and values, groups, nodes, and a benchmark.";
+
+const EXIT_CODES: &str = "\
+Exit codes:
+  0  done
+  1  the store said no: key not found, compare-and-set mismatch, an item of a batch refused ...
+  2  the command line or the request is not valid; nothing was sent
+  3  definite failure: it did not happen, trying again is safe
+  4  unknown outcome: it may have happened, read before you write again
+
+Configuration: flags win over DTKV_* variables, these over the file named by --config, by
+DTKV_CONFIG, or ~/.config/dtkv/config.toml:
+  endpoints = [\"10.0.0.1:9332\", \"10.0.0.2:9332\"]
+  group = 1
+  timeout = \"5s\"
+  consistency = \"linearizable\"
+  output = \"table\"
+
+Examples:
+  dtkv status
+  dtkv mkdir user
+  dtkv put user.alice '{\"age\": 30}'
+  dtkv get user.alice
+  dtkv -g 7 ls user -o json
+  dtkv shell";
+
+/// The `dtkv` command line.
+#[derive(Debug, Parser)]
+#[command(name = "dtkv", version, about = ABOUT, after_help = EXIT_CODES, max_term_width = 110)]
+#[command(subcommand_required = true, arg_required_else_help = true, infer_subcommands = false)]
+pub struct Cli {
+    #[command(flatten)]
+    pub global: Global,
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// Options that every command takes. What is not given comes from the configuration file.
+#[derive(Args, Clone, Debug, Default)]
+#[command(next_help_heading = "Global options")]
+pub struct Global {
+    /// Client addresses (host:port) of one or more nodes; any node finds the others
+    #[arg(short, long, global = true, env = "DTKV_ENDPOINTS", hide_env_values = true, value_delimiter = ',')]
+    #[arg(value_name = "HOST:PORT")]
+    pub endpoints: Vec<String>,
+    /// Group that keys belong to
+    #[arg(short, long, global = true, env = "DTKV_GROUP", hide_env_values = true, value_name = "ID")]
+    pub group: Option<u32>,
+    /// Time for one request: 500ms, 5s, 1m
+    #[arg(long, global = true, env = "DTKV_TIMEOUT", hide_env_values = true, value_parser = parse_duration)]
+    #[arg(value_name = "TIME")]
+    pub timeout: Option<Duration>,
+    /// How fresh reads must be
+    #[arg(long, global = true, env = "DTKV_CONSISTENCY", hide_env_values = true, value_enum)]
+    pub consistency: Option<Freshness>,
+    /// How answers are printed
+    #[arg(short, long, global = true, env = "DTKV_OUTPUT", hide_env_values = true, value_enum)]
+    pub output: Option<Layout>,
+    /// Configuration file
+    #[arg(long, global = true, env = "DTKV_CONFIG", hide_env_values = true, value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// What to do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Write a value
+    #[command(after_help = "\
+The parent directory must exist (dtkv mkdir), unless -p makes it.
+VALUE is taken as it is; - reads standard input, @FILE reads a file, --literal switches both off.
+
+Examples:
+  dtkv put user.alice hello
+  dtkv put -p app.db.url postgres://db/app
+  dtkv put config.site @site.json
+  echo -n secret | dtkv put token -")]
+    Put(PutArgs),
+    /// Read values
+    #[command(after_help = "\
+Prints the value alone, so that it can be used in scripts; --meta and -o json add indexes and times.
+Bytes that are not UTF-8 are shown as hex; --raw writes them as they are, without a line end.
+Several keys are read at one point in time.
+
+Examples:
+  dtkv get user.alice
+  dtkv get user.alice --meta
+  dtkv get blob --raw > blob.bin
+  dtkv get user.alice user.bob -o json
+  dtkv get user.alice --consistency stale")]
+    Get(GetArgs),
+    /// List a directory, sorted
+    #[command(after_help = "\
+Without DIR it lists the root. All pages are read unless --limit cuts the listing; the answer then
+names the token that --continue takes.
+
+Examples:
+  dtkv ls
+  dtkv ls user -l
+  dtkv ls user -r --keys-only
+  dtkv ls user --limit 100 --continue 757365722e62")]
+    Ls(LsArgs),
+    /// Remove values and directories
+    #[command(after_help = "\
+A directory must be empty, unless -r removes all that is below it. An absent key is exit code 1,
+with -f it is fine.
+
+Examples:
+  dtkv rm user.alice
+  dtkv rm -r user
+  dtkv rm -f lock.old lock.older")]
+    Rm(RmArgs),
+    /// Make a directory
+    #[command(after_help = "\
+A directory that is there already is fine.
+
+Examples:
+  dtkv mkdir user
+  dtkv mkdir -p app.db.pool")]
+    Mkdir(MkdirArgs),
+    /// Compare and set: change a value only if it is what you expect
+    #[command(after_help = "\
+Say what you expect (--expect, --absent or --index) and what shall be there then (--set or --delete).
+A mismatch changes nothing and is exit code 1. --index compares the node's update index, which the
+same value written again does not pass; dtkv get KEY --meta shows it.
+
+Examples:
+  dtkv cas leader --absent --set node-1
+  dtkv cas leader --expect node-1 --set node-2
+  dtkv cas leader --index 4711 --delete")]
+    Cas(CasArgs),
+    /// Write many values, one log entry for many of them
+    #[command(after_help = "\
+Each line of FILE (or of standard input) is one item; words are quoted as in a shell:
+  put KEY VALUE
+  rm KEY
+  # a comment
+Neighbouring puts, or removes, go into one log entry: in order, in one step, without rollback.
+Each item has its own answer; the exit code is 1 when one was refused.
+
+Examples:
+  dtkv batch items.txt
+  printf 'put a 1\\nput b 2\\nrm c\\n' | dtkv batch
+  dtkv batch items.txt --items 100 --stop-on-refusal")]
+    Batch(BatchArgs),
+    /// Show the groups: leader, members, how far each replica is
+    #[command(after_help = "Examples:\n  dtkv groups\n  dtkv groups -o json")]
+    Groups,
+    /// Show the nodes: address, state, replicas, leaders
+    #[command(after_help = "Examples:\n  dtkv nodes\n  dtkv nodes -o json")]
+    Nodes,
+    /// Create, change and destroy a group
+    #[command(subcommand)]
+    Group(GroupCommand),
+    /// Drain nodes and move leaders away from them
+    #[command(subcommand)]
+    Node(NodeCommand),
+    /// Turn started nodes into a cluster, and add nodes to it
+    #[command(subcommand)]
+    Cluster(ClusterCommand),
+    /// Show the cluster at one glance, with warnings
+    #[command(after_help = "\
+The exit code is 1 when there is a warning, so that scripts can ask for health.
+
+Examples:
+  dtkv status
+  dtkv status -o json")]
+    Status,
+    /// Compare the replicas of a group by a digest of their trees
+    #[command(after_help = "\
+Replicas at the same applied index must have the same digest; exit code 1 says that they differ.
+
+Examples:
+  dtkv digest
+  dtkv digest 1 2 3")]
+    Digest(DigestArgs),
+    /// Show the limits that requests are held to
+    #[command(after_help = "Examples:\n  dtkv limits")]
+    Limits,
+    /// Measure puts and gets
+    Bench(BenchArgs),
+    /// Type commands at a prompt
+    #[command(after_help = "\
+Inside, the same commands work without the word dtkv. `use 7` chooses group 7, `help` lists the
+commands, `exit` or Ctrl-D leaves. The history is kept in ~/.local/state/dtkv/history.
+
+Examples:
+  dtkv shell
+  dtkv -g 7 shell")]
+    Shell,
+    /// Print a completion script for a shell
+    #[command(after_help = "\
+Examples:
+  dtkv completions bash > /etc/bash_completion.d/dtkv
+  dtkv completions zsh > ~/.zfunc/_dtkv")]
+    Completions {
+        /// Which shell
+        shell: clap_complete::Shell,
+    },
+}
+
+/// Arguments of `put`.
+#[derive(Args, Debug)]
+pub struct PutArgs {
+    /// Dotted key
+    pub key: String,
+    /// The value; - = standard input, @FILE = a file
+    #[arg(allow_hyphen_values = true)]
+    pub value: String,
+    /// Make missing parent directories
+    #[arg(short = 'p', long)]
+    pub create_parents: bool,
+    /// Take VALUE as it is, also if it begins with @ or is -
+    #[arg(long)]
+    pub literal: bool,
+}
+
+/// Arguments of `get`.
+#[derive(Args, Debug)]
+pub struct GetArgs {
+    /// Dotted keys; . is the root
+    #[arg(required = true)]
+    pub keys: Vec<Rooted>,
+    /// Write the bytes as they are, without a line end
+    #[arg(long, conflicts_with = "meta")]
+    pub raw: bool,
+    /// Show kind, indexes and times as well
+    #[arg(short, long)]
+    pub meta: bool,
+}
+
+/// Arguments of `ls`.
+#[derive(Args, Debug)]
+pub struct LsArgs {
+    /// Directory; . or nothing is the root
+    #[arg(default_value = ".")]
+    pub dir: Rooted,
+    /// Show indexes and times as well
+    #[arg(short, long)]
+    pub long: bool,
+    /// Everything below the directory, depth first
+    #[arg(short, long)]
+    pub recursive: bool,
+    /// Leave the values out
+    #[arg(short, long)]
+    pub keys_only: bool,
+    /// Stop after so many nodes
+    #[arg(short = 'n', long, value_parser = clap::value_parser!(u32).range(1..))]
+    pub limit: Option<u32>,
+    /// Go on where a listing with --limit stopped
+    #[arg(long = "continue", value_name = "TOKEN", value_parser = values::parse_hex)]
+    pub continuation: Option<bytes::Bytes>,
+}
+
+/// Arguments of `rm`.
+#[derive(Args, Debug)]
+pub struct RmArgs {
+    /// Dotted keys
+    #[arg(required = true)]
+    pub keys: Vec<String>,
+    /// Remove directories with all that is below them
+    #[arg(short, long)]
+    pub recursive: bool,
+    /// An absent key is fine
+    #[arg(short, long)]
+    pub force: bool,
+}
+
+/// Arguments of `mkdir`.
+#[derive(Args, Debug)]
+pub struct MkdirArgs {
+    /// Dotted key
+    pub key: String,
+    /// Make missing parent directories
+    #[arg(short = 'p', long)]
+    pub create_parents: bool,
+}
+
+/// Arguments of `cas`.
+#[derive(Args, Debug)]
+pub struct CasArgs {
+    /// Dotted key
+    pub key: String,
+    #[command(flatten)]
+    pub expected: CasExpected,
+    #[command(flatten)]
+    pub wanted: CasWanted,
+    /// Take values as they are, also if they begin with @ or are -
+    #[arg(long)]
+    pub literal: bool,
+}
+
+/// What a compare-and-set expects.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub struct CasExpected {
+    /// The key holds this value
+    #[arg(long, value_name = "VALUE", allow_hyphen_values = true)]
+    pub expect: Option<String>,
+    /// The key does not exist
+    #[arg(long)]
+    pub absent: bool,
+    /// The node was last changed at this index
+    #[arg(long, value_name = "UPDATE_INDEX")]
+    pub index: Option<u64>,
+}
+
+/// What a compare-and-set leaves.
+#[derive(Args, Debug)]
+#[group(required = true, multiple = false)]
+pub struct CasWanted {
+    /// Write this value; - = standard input, @FILE = a file
+    #[arg(long, value_name = "VALUE", allow_hyphen_values = true)]
+    pub set: Option<String>,
+    /// Delete the key
+    #[arg(long)]
+    pub delete: bool,
+}
+
+/// Arguments of `batch`.
+#[derive(Args, Debug)]
+pub struct BatchArgs {
+    /// File with one item a line; - = standard input
+    #[arg(default_value = "-")]
+    pub file: String,
+    /// Most items in one log entry
+    #[arg(short = 'n', long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub items: u32,
+    /// Make missing parent directories
+    #[arg(short = 'p', long)]
+    pub create_parents: bool,
+    /// Send no further log entry after one with a refused item
+    #[arg(long)]
+    pub stop_on_refusal: bool,
+    /// Print only refused items and the totals
+    #[arg(short, long)]
+    pub quiet: bool,
+}
+
+/// Arguments of `digest`.
+#[derive(Args, Debug)]
+pub struct DigestArgs {
+    /// Groups; all when none is named
+    pub groups: Vec<u32>,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+    use clap::error::ErrorKind;
+
+    fn parse(line: &str) -> Result<Cli, clap::Error> {
+        Cli::try_parse_from(line.split_whitespace())
+    }
+
+    #[test]
+    fn definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn every_command_has_help_with_examples() {
+        fn check(command: &clap::Command, path: &str) {
+            let path = format!("{path} {}", command.get_name());
+            assert!(command.get_about().is_some(), "{path} has no help");
+            for argument in command.get_arguments().filter(|argument| argument.get_id() != "help") {
+                assert!(argument.get_help().is_some(), "{path} {} has no help", argument.get_id());
+            }
+            if command.has_subcommands() {
+                command.get_subcommands().for_each(|command| check(command, &path));
+            } else {
+                let help = command.get_after_help().map(ToString::to_string).unwrap_or_default();
+                assert!(help.contains("Examples:\n  ") && help.contains("dtkv"), "{path} has no examples");
+            }
+        }
+        Cli::command().get_subcommands().for_each(|command| check(command, "dtkv"));
+    }
+
+    #[test]
+    fn global_options_may_stand_anywhere() {
+        for line in ["dtkv -g 7 -o json get a", "dtkv get a -g 7 -o json", "dtkv get -g 7 a --output json"] {
+            let cli = parse(line).unwrap();
+            assert_eq!((cli.global.group, cli.global.output), (Some(7), Some(Layout::Json)), "{line}");
+        }
+        let cli = parse("dtkv -e a:1,b:2 -e c:3 groups").unwrap();
+        assert_eq!(cli.global.endpoints, ["a:1", "b:2", "c:3"]);
+    }
+
+    #[test]
+    fn compare_and_set_needs_one_expectation_and_one_wish() {
+        assert!(parse("dtkv cas k --absent --set v").is_ok());
+        assert!(parse("dtkv cas k --expect -1 --delete").is_ok());
+        for line in [
+            "cas k --set v",
+            "cas k --absent",
+            "cas k --absent --index 1 --set v",
+            "cas k --absent --set v --delete",
+        ] {
+            assert!(parse(&format!("dtkv {line}")).is_err(), "{line}");
+        }
+    }
+
+    #[test]
+    fn values_may_begin_with_a_hyphen() {
+        let Command::Put(args) = parse("dtkv put k -5").unwrap().command else { panic!() };
+        assert_eq!(args.value, "-5");
+        let Command::Put(args) = parse("dtkv put k -").unwrap().command else { panic!() };
+        assert_eq!(args.value, "-");
+    }
+
+    #[test]
+    fn numbers_out_of_range_are_usage_errors() {
+        for line in ["batch -n 1025", "bench -p 0", "bench --mix 101", "ls -n 0", "cluster init --replicas 0"]
+        {
+            let error = parse(&format!("dtkv {line}")).unwrap_err();
+            assert_eq!(error.kind(), ErrorKind::ValueValidation, "{line}");
+            assert_eq!(error.exit_code(), 2);
+        }
+    }
+
+    #[test]
+    fn membership_lists_are_split_at_commas() {
+        let Command::Group(GroupCommand::Change { voters, learners, .. }) =
+            parse("dtkv group change 1 --voters 1,2,3 --learners 4").unwrap().command
+        else {
+            panic!()
+        };
+        assert_eq!((voters, learners), (vec![1, 2, 3], vec![4]));
+    }
+}
