@@ -1,5 +1,9 @@
 //! What the tests share.
 
+mod model;
+mod paging;
+mod restore;
+mod steps;
 mod tables;
 
 use super::*;
