@@ -4,7 +4,6 @@ use super::node::Node;
 use hashbrown::HashTable;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::{Index, IndexMut};
-use std::sync::Arc;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Place of a node in the slab. It is never seen outside and decides nothing.
@@ -67,22 +66,30 @@ impl IndexMut<Slot> for Slab {
 pub(super) struct KeyHash(u32);
 
 impl KeyHash {
+    fn shard(self) -> usize {
+        (self.0 >> (32 - SHARD_BITS)) as usize
+    }
+
     /// The table takes its bucket from the low bits and a tag from the high ones.
     fn spread(self) -> u64 {
         u64::from(self.0).wrapping_mul(0x9E37_79B9_7F4A_7C15)
     }
 }
 
+const SHARD_BITS: u32 = 6;
+
 /// Full key -> slot. It is never iterated. The seed is random, so that nobody can choose keys
-/// that collide.
+/// that collide. It is cut into shards because a table that grows moves all its entries at once:
+/// one table of 8 million keys would stop the group for a tenth of a second.
 pub(super) struct KeyIndex {
-    table: HashTable<(KeyHash, Slot)>,
+    shards: Vec<HashTable<(KeyHash, Slot)>>,
     seed: u64,
 }
 
 impl KeyIndex {
     pub(super) fn new() -> KeyIndex {
-        KeyIndex { table: HashTable::new(), seed: RandomState::new().hash_one(0u8) }
+        let shards = (0..1 << SHARD_BITS).map(|_| HashTable::new()).collect();
+        KeyIndex { shards, seed: RandomState::new().hash_one(0u8) }
     }
 
     #[inline]
@@ -92,17 +99,18 @@ impl KeyIndex {
 
     #[inline]
     pub(super) fn find(&self, slab: &Slab, hash: KeyHash, key: &[u8]) -> Option<Slot> {
-        self.table.find(hash.spread(), |(h, s)| *h == hash && *slab[*s].key == *key).map(|(_, slot)| *slot)
+        let same = |(h, slot): &(KeyHash, Slot)| *h == hash && *slab[*slot].key == *key;
+        self.shards[hash.shard()].find(hash.spread(), same).map(|(_, slot)| *slot)
     }
 
     /// The key must not be there.
     pub(super) fn insert(&mut self, hash: KeyHash, slot: Slot) {
-        self.table.insert_unique(hash.spread(), (hash, slot), |(h, _)| h.spread());
+        self.shards[hash.shard()].insert_unique(hash.spread(), (hash, slot), |(h, _)| h.spread());
     }
 
-    pub(super) fn remove(&mut self, key: &Arc<[u8]>, slot: Slot) {
+    pub(super) fn remove(&mut self, key: &[u8], slot: Slot) {
         let hash = self.hash(key);
-        if let Ok(entry) = self.table.find_entry(hash.spread(), |(_, s)| *s == slot) {
+        if let Ok(entry) = self.shards[hash.shard()].find_entry(hash.spread(), |(_, s)| *s == slot) {
             entry.remove();
         }
     }
