@@ -60,6 +60,12 @@ impl Client {
     }
 }
 
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Client({:?})", self.handle.shared.router.endpoints())
+    }
+}
+
 /// Options of a [`Client`].
 #[derive(Clone, Debug)]
 pub struct ClientBuilder {
