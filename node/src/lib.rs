@@ -1,7 +1,11 @@
 //! A DtKV store node.
+//!
+//! [`Node::build`] wires it together, [`Node::run`] serves until it is told to stop.
 
+pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod dev;
 pub mod engine;
 pub mod failure;
 pub mod group;
@@ -13,6 +17,9 @@ pub mod store;
 pub mod telemetry;
 pub mod transport;
 pub mod tree;
+mod wiring;
+
+pub use wiring::{Node, NodeError};
 
 /// What store nodes say to each other, and how entries stand on disk.
 #[allow(missing_docs, clippy::unwrap_used, clippy::doc_lazy_continuation)]

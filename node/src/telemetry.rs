@@ -4,17 +4,20 @@ use crate::clock;
 use prometheus::core::{Collector, Desc};
 use prometheus::proto::MetricFamily;
 use prometheus::{Encoder, IntGauge, Registry, TextEncoder};
+use std::io::IsTerminal;
 use std::time::Instant;
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
-/// Starts the log output, once for the process; a later call changes nothing.
+/// Starts the log output, once for the process; a later call changes nothing. openraft tells every
+/// step of every group at `info`, so it has a level of its own: `openraft=info` in `filter` raises it.
 ///
 /// # Errors
 /// When `filter` is no log filter.
 pub fn init_log(filter: &str, json: bool) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let builder = tracing_subscriber::fmt().with_env_filter(filter.parse::<EnvFilter>()?);
-    let builder = builder.with_writer(std::io::stderr);
+    let filter: EnvFilter = format!("openraft=warn,{filter}").parse()?;
+    let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    let builder = builder.with_ansi(std::io::stderr().is_terminal());
     // A subscriber that is already there (a test, an embedding program) stays.
     let _ = if json { builder.json().finish().try_init() } else { builder.finish().try_init() };
     Ok(())
@@ -23,14 +26,14 @@ pub fn init_log(filter: &str, json: bool) -> Result<(), tracing_subscriber::filt
 /// A registry that already knows the process: memory, open files, time since the start.
 pub fn registry() -> Registry {
     let registry = Registry::new();
-    register(&registry, ProcessCollector::new());
+    register(&registry, Box::new(ProcessCollector::new()));
     registry
 }
 
 /// Registers a collector whose name is fixed in the code: a second one of the same name is a defect
 /// that costs the metric, not the node.
-pub fn register(registry: &Registry, collector: impl Collector + 'static) {
-    if let Err(error) = registry.register(Box::new(collector)) {
+pub fn register(registry: &Registry, collector: Box<dyn Collector>) {
+    if let Err(error) = registry.register(collector) {
         tracing::error!(%error, "a metric could not be registered");
     }
 }

@@ -80,17 +80,25 @@ impl Access {
     }
 }
 
+/// Checks the number of operations that a frame says it has.
+///
+/// # Errors
+/// When it has none or too many.
+pub fn check_count(count: u32) -> Result<(), Failure> {
+    if count == 0 || count as usize > FRAME_OPS_MAX {
+        return Err(Failure::invalid(format!(
+            "a frame holds 1 to {FRAME_OPS_MAX} operations, this one says {count}"
+        )));
+    }
+    Ok(())
+}
+
 /// Checks packed operations: layout, number, kinds, keys, values and sizes.
 ///
 /// # Errors
 /// When they are no request at all. A single operation that breaks a rule of the store is no error:
 /// it is answered here and the others go on.
 pub fn check(ops: &[u8], count: u32, access: Access) -> Result<Checked, Failure> {
-    if count == 0 || count as usize > FRAME_OPS_MAX {
-        return Err(Failure::invalid(format!(
-            "a frame holds 1 to {FRAME_OPS_MAX} operations, this one says {count}"
-        )));
-    }
     let mut found = 0;
     let mut all_go_on = true;
     for op in packed::ops(ops) {
@@ -154,7 +162,7 @@ fn check_options(op: &Op<'_>) -> Result<(), String> {
         ("a value", !op.value.is_empty() && !has_value),
         ("a key", !op.key.is_empty() && kind == Kind::Batch),
         ("an expectation", (op.expect.is_some() || op.expect_index.is_some() || op.has_new_value) && !cas),
-        ("create_parents", op.create_parents && !matches!(kind, Kind::Put | Kind::Mkdir | Kind::Batch)),
+        ("create_parents", op.create_parents && !matches!(kind, Kind::Put | Kind::Mkdir)),
         ("recursive", op.recursive && kind != Kind::Remove),
         ("a session", op.session.is_some() && kind == Kind::Get),
         ("a ttl", op.ttl_ms.is_some() && !matches!(kind, Kind::Put | Kind::Mkdir)),
@@ -167,7 +175,10 @@ fn check_options(op: &Op<'_>) -> Result<(), String> {
 }
 
 /// The rules of a single operation, in the order in which they are promised.
-fn check_rules(op: &Op<'_>) -> Result<(), Code> {
+///
+/// # Errors
+/// The code to answer it with.
+pub fn check_rules(op: &Op<'_>) -> Result<(), Code> {
     // Temporary nodes and fencing are not served yet; a write must not pass as if they were.
     if op.ttl_ms.is_some() || op.guard.is_some() {
         return Err(Code::ClientReqError);
@@ -208,15 +219,23 @@ fn check_batch(op: &Op<'_>) -> Result<Option<Vec<u8>>, String> {
         bytes += item.key.len() + item.value.len();
         codes.push(check_rules(&item).err().map_or(0, |code| code as u8));
     }
-    let items = codes.len();
+    check_batch_size(codes.len(), bytes)?;
+    let all_refused = codes.iter().all(|code| *code != Code::Success as u8);
+    Ok(all_refused.then(|| batch_result(Code::Success, &codes)))
+}
+
+/// Checks the number of items of a batch, and the bytes of their keys and values.
+///
+/// # Errors
+/// Which limit it breaks.
+pub fn check_batch_size(items: usize, bytes: usize) -> Result<(), String> {
     if items == 0 || items > BATCH_ITEMS_MAX {
         return Err(format!("the batch has {items} items, it must have 1 to {BATCH_ITEMS_MAX}"));
     }
     if bytes > BATCH_BYTES_MAX {
         return Err(format!("the batch has {bytes} bytes, the limit is {BATCH_BYTES_MAX}; split it"));
     }
-    let all_refused = codes.iter().all(|code| *code != Code::Success as u8);
-    Ok(all_refused.then(|| batch_result(Code::Success, &codes)))
+    Ok(())
 }
 
 fn check_item(item: &Op<'_>, kind: Kind) -> Result<(), String> {
@@ -273,7 +292,7 @@ impl Budget {
 }
 
 /// When a refused request may come again. A node works its budget off within a few syncs.
-const RETRY_AFTER_MS: u32 = 50;
+pub const RETRY_AFTER_MS: u32 = 50;
 
 /// Room taken in the budget, given back when dropped: with the answer, and also when nobody is there
 /// any more to take it.
@@ -379,8 +398,7 @@ mod tests {
         let get = Op::new(Kind::Get, b"k", b"");
         let two = pack(&[put, put]);
         let cases = [
-            (refusal(&two, 0, Access::Write), "1 to 256 operations, this one says 0"),
-            (refusal(&two, 257, Access::Write), "1 to 256 operations, this one says 257"),
+            (refusal(&two, 0, Access::Write), "says 0 operations and holds 2"),
             (refusal(&two, 1, Access::Write), "says 1 operations and holds 2"),
             (refusal(&two, 3, Access::Write), "says 3 operations and holds 2"),
             (refusal(b"", 1, Access::Write), "says 1 operations and holds 0"),
@@ -394,6 +412,15 @@ mod tests {
         ];
         for (message, expected) in cases {
             assert!(message.contains(expected), "{message:?} lacks {expected:?}");
+        }
+    }
+
+    #[test]
+    fn frames_hold_1_to_256_operations() {
+        assert!(check_count(1).is_ok() && check_count(256).is_ok());
+        for count in [0, 257, u32::MAX] {
+            let failure = check_count(count).expect_err("must be refused");
+            assert!(failure.message.contains("1 to 256 operations"), "{failure}");
         }
     }
 
