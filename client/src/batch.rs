@@ -3,6 +3,7 @@
 use crate::answer::{BatchRead, BatchWritten, Node, OpAnswer};
 use crate::error::Error;
 use crate::group::Group;
+use crate::lane::ManyResults;
 use crate::limits::{
     BATCH_BYTES_MAX, BATCH_ITEMS_MAX, FRAME_BYTES_TARGET, check_key, check_key_or_root, check_value,
 };
@@ -21,15 +22,24 @@ pub(crate) struct Packer {
 
 impl Packer {
     pub fn push(&mut self, op: &Op<'_>) -> Result<(), Error> {
+        self.check(op)?;
+        op.pack(&mut self.ops);
+        Ok(())
+    }
+
+    /// Checks an item, and the batch with it.
+    pub fn check(&mut self, op: &Op<'_>) -> Result<(), Error> {
         check_key(op.key).map_err(|code| self.refused(code))?;
         if op.kind == Kind::Put {
             check_value(op.value).map_err(|code| self.refused(code))?;
         }
         self.items += 1;
         self.bytes += op.key.len() + op.value.len();
-        check_size(self.items, self.bytes)?;
-        op.pack(&mut self.ops);
-        Ok(())
+        check_size(self.items, self.bytes)
+    }
+
+    pub fn check_not_empty(&self) -> Result<(), Error> {
+        check_not_empty(self.items)
     }
 
     fn refused(&self, code: Code) -> Error {
@@ -57,7 +67,7 @@ fn check_not_empty(items: usize) -> Result<(), Error> {
 
 /// Sends a packed batch of puts or of removes.
 pub(crate) async fn write(group: &Group, batch: Packer) -> Result<BatchWritten, Error> {
-    check_not_empty(batch.items)?;
+    batch.check_not_empty()?;
     if batch.ops.len() > FRAME_BYTES_TARGET {
         return write_unary(group, &batch.ops.into()).await;
     }
@@ -133,6 +143,26 @@ pub(crate) async fn read(group: &Group, keys: Vec<Bytes>) -> Result<BatchRead, E
         bytes += key.len();
     }
     check_size(keys.len(), bytes)?;
+    match group.handle.shared().call_gets(group, &keys).await {
+        Some(results) => from_frame(keys, results?),
+        None => read_unary(group, keys).await,
+    }
+}
+
+fn from_frame(keys: Vec<Bytes>, results: ManyResults) -> Result<BatchRead, Error> {
+    let nodes: Result<Vec<_>, Error> = keys
+        .into_iter()
+        .zip(results.answers)
+        .map(|(key, answer)| match answer {
+            OpAnswer::Node(node) => Ok(Some(Node { key, ..node })),
+            OpAnswer::Code(Code::NotFound) => Ok(None),
+            OpAnswer::Code(code) | OpAnswer::Batch(code, _) => Err(Error::refused(code)),
+        })
+        .collect();
+    Ok(BatchRead { index: results.index, lag_ms: results.lag_ms, nodes: nodes? })
+}
+
+async fn read_unary(group: &Group, keys: Vec<Bytes>) -> Result<BatchRead, Error> {
     let request =
         v1::BatchGetRequest { group_id: group.id, keys: keys.clone(), consistency: group.consistency.into() };
     let response = group

@@ -3,6 +3,7 @@
 use crate::admin::Admin;
 use crate::answer::OpResult;
 use crate::channel::{Address, Channels, parse_address};
+use crate::dispatch::Dispatch;
 use crate::error::Error;
 use crate::group::Group;
 use crate::limit::Limiter;
@@ -40,6 +41,7 @@ impl Client {
     pub fn group(&self, id: u32) -> Group {
         let options = &self.handle.shared.options;
         Group {
+            lanes: self.handle.shared.lanes(id),
             handle: self.handle.clone(),
             id,
             consistency: options.consistency,
@@ -55,6 +57,12 @@ impl Client {
     /// The identity of this client: the owner of what it will own.
     pub fn client_id(&self) -> [u8; 16] {
         self.handle.shared.options.client_id
+    }
+}
+
+impl std::fmt::Debug for Client {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "Client({:?})", self.handle.shared.router.endpoints())
     }
 }
 
@@ -184,14 +192,22 @@ impl Handle {
             channels: Channels::new(options.connect_timeout.min(Duration::from_secs(2))),
             router: Router::new(endpoints),
             limiter: Limiter::new(options.in_flight_ops_max, options.in_flight_bytes_max),
+            dispatch: Dispatch::default(),
             runtime: tokio::runtime::Handle::current(),
             options,
         });
+        shared.start();
         Arc::new(Handle { shared })
     }
 
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
+    }
+}
+
+impl Drop for Handle {
+    fn drop(&mut self) {
+        self.shared.close();
     }
 }
 
@@ -201,6 +217,7 @@ pub(crate) struct Shared {
     pub channels: Channels,
     pub router: Router,
     pub limiter: Limiter,
+    pub dispatch: Dispatch,
     pub runtime: tokio::runtime::Handle,
 }
 

@@ -5,6 +5,7 @@ use crate::answer::{
     OpResult, Page, PutOptions, ReadAnswer, RemoveOptions, Removed, Written,
 };
 use crate::client::Handle;
+use crate::dispatch::Lanes;
 use crate::error::Error;
 use crate::packed::{Kind, Op};
 use crate::v1::{Code, Consistency};
@@ -21,6 +22,7 @@ use std::time::Duration;
 #[derive(Clone)]
 pub struct Group {
     pub(crate) handle: Arc<Handle>,
+    pub(crate) lanes: Arc<Lanes>,
     pub(crate) id: u32,
     pub(crate) consistency: Consistency,
     pub(crate) timeout: Duration,

@@ -7,6 +7,7 @@ const UNIT_BYTES: usize = 64;
 
 /// Room for operations. What was taken is given back by hand, a whole frame at a time.
 pub(crate) struct Limiter {
+    ops_max: usize,
     ops: Semaphore,
     units: Semaphore,
 }
@@ -19,7 +20,8 @@ pub(crate) fn units(op_bytes: usize) -> u32 {
 impl Limiter {
     pub fn new(ops: usize, bytes: usize) -> Limiter {
         let units = (bytes / UNIT_BYTES + 1).min(u32::MAX as usize);
-        Limiter { ops: Semaphore::new(ops.min(Semaphore::MAX_PERMITS)), units: Semaphore::new(units) }
+        let ops_max = ops.min(Semaphore::MAX_PERMITS);
+        Limiter { ops_max, ops: Semaphore::new(ops_max), units: Semaphore::new(units) }
     }
 
     /// Takes room for some operations, or nothing.
@@ -52,6 +54,11 @@ impl Limiter {
     pub async fn ready(&self) {
         drop(self.ops.acquire().await);
         drop(self.units.acquire().await);
+    }
+
+    /// True when nothing is in flight.
+    pub fn is_idle(&self) -> bool {
+        self.ops.available_permits() >= self.ops_max
     }
 
     /// Operations that could be taken now.

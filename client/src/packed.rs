@@ -101,6 +101,18 @@ impl<'a> Op<'a> {
         flags
     }
 
+    /// Bytes of the packed form.
+    pub fn packed_len(&self) -> usize {
+        HEADER_BYTES
+            + self.key.len()
+            + self.value.len()
+            + self.session.map_or(0, |_| 24)
+            + self.ttl_ms.map_or(0, |_| 8)
+            + self.expect_index.map_or(0, |_| 8)
+            + self.expect.map_or(0, |expect| 4 + expect.len())
+            + self.guard.map_or(0, |(_, lock)| 10 + lock.len())
+    }
+
     /// Appends the packed form. Lengths must have been checked: a key longer than 65,535 bytes or
     /// a value longer than 4 GiB does not fit the layout and is cut by the caller's limits.
     pub fn pack(&self, out: &mut Vec<u8>) {
@@ -421,6 +433,7 @@ mod tests {
                 guard: guard.as_ref().map(|(token, lock)| (*token, lock.as_slice())) };
             let mut bytes = Vec::new();
             op.pack(&mut bytes);
+            prop_assert_eq!(bytes.len(), op.packed_len());
             op.pack(&mut bytes);
             let read: Vec<_> = ops(&bytes).collect();
             prop_assert_eq!(read, vec![Ok(op), Ok(op)]);

@@ -12,6 +12,8 @@ use std::time::Duration;
 
 /// How long one node may take to say what it knows.
 const ASK_TIMEOUT: Duration = Duration::from_millis(1000);
+/// How long to wait for further nodes once one has answered.
+const STRAGGLER_TIMEOUT: Duration = Duration::from_millis(300);
 
 /// Everything that is known about nodes, groups and leaders. Pure.
 #[derive(Default)]
@@ -118,11 +120,16 @@ pub(crate) struct Discovery {
     pub answered: usize,
     /// What those that did not answer failed with.
     pub failures: Vec<Error>,
-    /// True when nodes were left out because the answers so far were enough.
+    /// True when nodes were not waited for.
     pub is_partial: bool,
 }
 
 impl Discovery {
+    /// True when every known node has answered.
+    pub fn is_complete(&self) -> bool {
+        !self.is_partial && self.failures.is_empty()
+    }
+
     /// The failures in one line, for error messages.
     pub fn complaint(&self) -> String {
         let failures: Vec<&str> = self.failures.iter().map(Error::message).collect();
@@ -206,9 +213,19 @@ impl Router {
         for &group in wanted {
             self.topology.lock().forget_replicas(group);
         }
-        while let Some((address, answer)) = answers.next().await {
+        let mut patience = ASK_TIMEOUT * 2;
+        loop {
+            let (address, answer) = match tokio::time::timeout(patience, answers.next()).await {
+                Ok(Some(answer)) => answer,
+                Ok(None) => return discovery,
+                Err(_) => {
+                    discovery.is_partial = true;
+                    return discovery;
+                }
+            };
             match answer {
                 Ok((nodes, groups)) => {
+                    patience = STRAGGLER_TIMEOUT;
                     discovery.answered += 1;
                     self.topology.lock().absorb(&address, &nodes, &groups);
                 }
@@ -224,7 +241,6 @@ impl Router {
                 }
             }
         }
-        discovery
     }
 
     fn all_settled(&self, wanted: &[u32]) -> bool {

@@ -121,7 +121,7 @@ impl Shared {
                 return Ok(address);
             }
             let error = match &discovery {
-                Ok(discovery) => self.no_route(group, discovery.failures.is_empty(), &discovery.complaint()),
+                Ok(discovery) => self.no_route(group, discovery.is_complete(), &discovery.complaint()),
                 Err(_) => self.no_route(group, false, "the nodes did not answer in time"),
             };
             attempt += 1;

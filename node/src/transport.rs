@@ -273,7 +273,7 @@ impl Transport {
         to: NodeId,
         lane: pb::Lane,
         message: pb::Message,
-    ) -> impl Future<Output = Result<pb::Message, Failure>> + Send + 'static {
+    ) -> impl Future<Output = Result<pb::Message, Failure>> + Send + use<> {
         self.call_within(self.0.options.call_timeout, to, lane, message)
     }
 
@@ -287,7 +287,7 @@ impl Transport {
         to: NodeId,
         lane: pb::Lane,
         message: pb::Message,
-    ) -> impl Future<Output = Result<pb::Message, Failure>> + Send + 'static {
+    ) -> impl Future<Output = Result<pb::Message, Failure>> + Send + use<> {
         let link = self.0.link(to, lane);
         async move { call::call(link?, message, timeout).await }
     }
@@ -311,7 +311,7 @@ impl Transport {
         to: NodeId,
         header: pb::SnapshotHeader,
         records: Records,
-    ) -> impl Future<Output = Result<pb::SnapshotReply, Failure>> + Send + 'static {
+    ) -> impl Future<Output = Result<pb::SnapshotReply, Failure>> + Send + use<> {
         snapshot_stream::send(self.0.clone(), to, header, records)
     }
 

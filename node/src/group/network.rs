@@ -418,3 +418,6 @@ fn vote_of(vote: Option<&pb::Vote>) -> Result<Vote, RpcError> {
 fn nonsense(question: &str) -> RpcError {
     RPCError::Network(NetworkError::from_string(format!("the peer answered something else to {question}")))
 }
+
+#[cfg(test)]
+mod tests;

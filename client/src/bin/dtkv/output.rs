@@ -13,7 +13,7 @@ pub trait Report: Serialize {
 
 /// Prints a report to standard output.
 pub fn print(report: &impl Report, layout: Layout) -> io::Result<()> {
-    write(&render(report, layout))
+    write(render(report, layout))
 }
 
 /// The report as it is printed.

@@ -1,0 +1,475 @@
+//! What waits for one group: operations packed into the frame that goes out next, full frames, and
+//! frames that came back to be sent again.
+//!
+//! There are no timers. A frame goes out as soon as the sender is free, except that only a few
+//! frames that are not full may be unanswered at once: while they are on their way, the next one
+//! fills. A lone operation therefore travels at once, and many travel together.
+
+use crate::answer::{Node, OpAnswer, OpResult};
+use crate::client::Done;
+use crate::error::Error;
+use crate::limits::FRAME_BYTES_TARGET;
+use crate::packed::{self, Kind, Malformed, PackedResult, Results};
+use crate::pipe::Pipe;
+use crate::v1::failure::Reason;
+use crate::v1::{Consistency, FrameReply};
+use bytes::Bytes;
+use parking_lot::Mutex;
+use std::collections::VecDeque;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Duration;
+use tokio::sync::oneshot;
+use tokio::time::Instant;
+
+/// With so many frames unanswered on a node's stream there is no need for a second small frame of
+/// one group: larger frames cost the node less.
+const PIPE_BUSY_FRAMES: usize = 16;
+
+/// What one lane carries; a frame never mixes them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum LaneKind {
+    Write,
+    Read(Consistency),
+}
+
+impl LaneKind {
+    pub fn is_read(self) -> bool {
+        self != LaneKind::Write
+    }
+
+    /// True when a follower may answer.
+    pub fn any_replica(self) -> bool {
+        self == LaneKind::Read(Consistency::Stale)
+    }
+
+    pub fn consistency(self) -> Consistency {
+        match self {
+            LaneKind::Write => Consistency::Linearizable,
+            LaneKind::Read(consistency) => consistency,
+        }
+    }
+}
+
+/// Answers of a frame's many gets that belong together.
+#[derive(Debug)]
+pub(crate) struct ManyResults {
+    pub index: u64,
+    pub lag_ms: Option<u64>,
+    pub answers: Vec<OpAnswer>,
+}
+
+/// Who gets the answer.
+pub(crate) enum Waiter {
+    Call(oneshot::Sender<Result<OpResult, Error>>),
+    Done(Done),
+    /// So many gets, answered together.
+    Many(u32, oneshot::Sender<Result<ManyResults, Error>>),
+}
+
+impl Waiter {
+    fn fail(self, error: Error) {
+        match self {
+            Waiter::Call(caller) => drop(caller.send(Err(error))),
+            Waiter::Many(_, caller) => drop(caller.send(Err(error))),
+            Waiter::Done(done) => run(done, Err(error)),
+        }
+    }
+}
+
+/// A callback that panics must not take the stream of everybody else down.
+fn run(done: Done, result: Result<OpResult, Error>) {
+    if catch_unwind(AssertUnwindSafe(|| done(result))).is_err() {
+        tracing::error!("a completion callback panicked; its operation counts as answered");
+    }
+}
+
+struct Entry {
+    kind: Kind,
+    waiter: Waiter,
+}
+
+/// Operations that travel together.
+pub(crate) struct Frame {
+    pub ops: Bytes,
+    pub count: u32,
+    /// Room that it takes of the client's bound of bytes.
+    pub units: usize,
+    pub deadline: Instant,
+    pub attempts: u32,
+    /// It counts among the small frames of its lane that are unanswered.
+    pub is_small: bool,
+    timeout: Duration,
+    /// Place in the order in which frames were closed.
+    sequence: u64,
+    entries: Vec<Entry>,
+    last_failure: Option<Error>,
+}
+
+impl Frame {
+    /// Hands every waiter its answer.
+    pub fn answer(self, kind: LaneKind, reply: &FrameReply) {
+        let mut results = packed::results(&reply.results);
+        let mut entries = self.entries.into_iter();
+        while let Some(entry) = entries.next() {
+            if let Err((waiter, malformed)) = answer_entry(entry, reply, &mut results) {
+                let message = format!("the node's answer cannot be read: {malformed}; please report it");
+                let error = of_kind(kind, Error::outcome_unknown(Reason::Internal, message));
+                waiter.fail(error.clone());
+                entries.for_each(|entry| entry.waiter.fail(error.clone()));
+                return;
+            }
+        }
+    }
+
+    /// Hands every waiter the same failure.
+    pub fn fail(self, error: &Error) {
+        for entry in self.entries {
+            entry.waiter.fail(error.clone());
+        }
+    }
+
+    /// Notes why it has to be sent again.
+    pub fn note(&mut self, failure: Error) {
+        self.attempts += 1;
+        self.last_failure = Some(failure);
+    }
+
+    /// The failure of a frame whose deadline came before it was (successfully) sent.
+    pub fn expired_unsent(&self) -> Error {
+        let waited = self.timeout.as_millis();
+        match &self.last_failure {
+            Some(failure) => Error::did_not_happen(failure.reason(), failure.message())
+                .context(format!("gave up after {waited} ms")),
+            None => Error::did_not_happen(
+                Reason::Timeout,
+                format!("not sent within {waited} ms: the node is not connected, or too slow"),
+            ),
+        }
+    }
+
+    /// The failure of a frame that was sent and not answered until its deadline.
+    pub fn expired_unanswered(&self, kind: LaneKind, address: &str) -> Error {
+        let message = format!("{address} did not answer within {} ms", self.timeout.as_millis());
+        of_kind(kind, Error::outcome_unknown(Reason::Timeout, message))
+    }
+}
+
+/// Reads have no effect, so their outcome is never unknown.
+pub(crate) fn of_kind(kind: LaneKind, error: Error) -> Error {
+    if kind.is_read() { error.of_read() } else { error }
+}
+
+fn answer_entry(
+    entry: Entry,
+    reply: &FrameReply,
+    results: &mut Results<'_>,
+) -> Result<(), (Waiter, Malformed)> {
+    if let Waiter::Many(count, caller) = entry.waiter {
+        let answers: Result<Vec<_>, _> =
+            (0..count).map(|_| read_answer(entry.kind, reply, results)).collect();
+        return match answers {
+            Ok(answers) => {
+                drop(caller.send(Ok(ManyResults { index: reply.index, lag_ms: reply.lag_ms, answers })));
+                Ok(())
+            }
+            Err(malformed) => Err((Waiter::Many(count, caller), malformed)),
+        };
+    }
+    let answer = match read_answer(entry.kind, reply, results) {
+        Ok(answer) => answer,
+        Err(malformed) => return Err((entry.waiter, malformed)),
+    };
+    let result = OpResult { index: reply.index, lag_ms: reply.lag_ms, answer };
+    match entry.waiter {
+        Waiter::Call(caller) => drop(caller.send(Ok(result))),
+        Waiter::Done(done) => run(done, Ok(result)),
+        Waiter::Many(..) => {}
+    }
+    Ok(())
+}
+
+fn read_answer(kind: Kind, reply: &FrameReply, results: &mut Results<'_>) -> Result<OpAnswer, Malformed> {
+    Ok(match results.next(kind)? {
+        PackedResult::Code(code) => OpAnswer::Code(code),
+        PackedResult::Batch(code, codes) => OpAnswer::Batch(code, reply.results.slice_ref(codes)),
+        PackedResult::Node(node) => OpAnswer::Node(Node::from_packed(Bytes::new(), &node, &reply.results)),
+    })
+}
+
+/// Where a lane goes that has something to send: to this node, or first to have its node found.
+pub(crate) type Destination = Option<Arc<Pipe>>;
+
+/// What a pipe gets from a lane.
+pub(crate) enum Cut {
+    /// A frame; true when there is another.
+    Frame(Frame, bool),
+    /// A frame whose deadline is over; the lane is to be asked again.
+    Expired(Frame),
+    /// Nothing; the lane comes back by itself.
+    Nothing,
+    /// The lane belongs to another node by now.
+    Elsewhere(Destination),
+}
+
+/// The frame that is being packed.
+struct Open {
+    ops: Vec<u8>,
+    entries: Vec<Entry>,
+    count: u32,
+    units: usize,
+    timeout: Duration,
+    deadline: Instant,
+}
+
+#[derive(Default)]
+struct State {
+    open: Option<Open>,
+    /// Full frames and frames to be sent again, in order.
+    closed: VecDeque<Frame>,
+    route: Destination,
+    /// It stands in exactly one queue: a pipe's, or the one for routing.
+    is_scheduled: bool,
+    /// Nothing is sent before this time.
+    paused_until: Option<Instant>,
+    small_frames: usize,
+    next_sequence: u64,
+    /// Size of the last frame, a guess at the next.
+    last_bytes: usize,
+    last_entries: usize,
+}
+
+/// One group's operations of one kind.
+pub(crate) struct Lane {
+    pub group: u32,
+    pub kind: LaneKind,
+    frame_ops_max: u32,
+    small_frames_max: usize,
+    state: Mutex<State>,
+}
+
+impl Lane {
+    pub fn new(group: u32, kind: LaneKind, frame_ops_max: usize, small_frames_max: usize) -> Lane {
+        let frame_ops_max = u32::try_from(frame_ops_max).unwrap_or(u32::MAX);
+        Lane { group, kind, frame_ops_max, small_frames_max, state: Mutex::default() }
+    }
+
+    /// Packs operations that get one answer. The caller schedules the lane when told to.
+    #[inline]
+    pub fn push(
+        &self,
+        kind: Kind,
+        waiter: Waiter,
+        size: Size,
+        timeout: Duration,
+        pack: impl FnOnce(&mut Vec<u8>),
+    ) -> Option<Destination> {
+        let mut state = self.state.lock();
+        state.make_room(&size, timeout, self.frame_ops_max);
+        let open = state.opened(timeout);
+        pack(&mut open.ops);
+        open.entries.push(Entry { kind, waiter });
+        open.count += size.ops;
+        open.units += size.units as usize;
+        if open.count >= self.frame_ops_max || open.ops.len() >= FRAME_BYTES_TARGET {
+            state.close_open();
+        }
+        self.schedule(&mut state)
+    }
+
+    fn schedule(&self, state: &mut State) -> Option<Destination> {
+        if state.is_scheduled || state.paused_until.is_some() || !self.has_sendable(state) {
+            return None;
+        }
+        state.is_scheduled = true;
+        Some(state.route.clone())
+    }
+
+    fn has_sendable(&self, state: &State) -> bool {
+        !state.closed.is_empty() || (state.open.is_some() && self.may_send_small(state))
+    }
+
+    fn may_send_small(&self, state: &State) -> bool {
+        state.small_frames == 0
+            || (state.small_frames < self.small_frames_max
+                && state.route.as_ref().is_none_or(|pipe| pipe.sent_frames() < PIPE_BUSY_FRAMES))
+    }
+
+    /// Takes the next frame for a pipe in whose queue the lane stood.
+    pub fn cut(&self, pipe: &Arc<Pipe>, now: Instant) -> Cut {
+        let mut state = self.state.lock();
+        if !state.route.as_ref().is_some_and(|route| Arc::ptr_eq(route, pipe)) {
+            return Cut::Elsewhere(state.route.clone());
+        }
+        let next = if state.paused_until.is_some() { None } else { self.take_next(&mut state) };
+        let Some(frame) = next else {
+            state.is_scheduled = false;
+            return Cut::Nothing;
+        };
+        if frame.deadline <= now {
+            return Cut::Expired(frame);
+        }
+        let more = self.has_sendable(&state);
+        state.is_scheduled = more;
+        Cut::Frame(frame, more)
+    }
+
+    fn take_next(&self, state: &mut State) -> Option<Frame> {
+        if let Some(frame) = state.closed.pop_front() {
+            return Some(frame);
+        }
+        if !self.may_send_small(state) {
+            return None;
+        }
+        state.close_open();
+        let mut frame = state.closed.pop_front()?;
+        frame.is_small = true;
+        state.small_frames += 1;
+        Some(frame)
+    }
+
+    /// A frame was answered or given up: the next small one may go.
+    pub fn settle(&self, is_small: bool) -> Option<Destination> {
+        if !is_small {
+            return None;
+        }
+        let mut state = self.state.lock();
+        state.small_frames -= 1;
+        self.schedule(&mut state)
+    }
+
+    /// Takes a frame back that has to be sent again, after a pause. The caller schedules the lane
+    /// when told to; after a pause, [`Lane::tick`] tells.
+    pub fn give_back(&self, mut frame: Frame, pause: Duration) -> Option<Destination> {
+        let mut state = self.state.lock();
+        state.small_frames -= usize::from(frame.is_small);
+        frame.is_small = false;
+        let place = state.closed.partition_point(|other| other.sequence < frame.sequence);
+        state.closed.insert(place, frame);
+        if !pause.is_zero() {
+            state.paused_until = state.paused_until.max(Some(Instant::now() + pause));
+        }
+        self.schedule(&mut state)
+    }
+
+    /// What time brings: the end of a pause, and unsent frames whose deadline is over.
+    pub fn tick(&self, now: Instant) -> (Vec<Frame>, Option<Destination>) {
+        let mut state = self.state.lock();
+        if state.open.as_ref().is_some_and(|open| open.is_stale(now)) {
+            state.close_open();
+        }
+        let expired = state.take_expired(now);
+        if state.paused_until.is_some_and(|until| until <= now) {
+            state.paused_until = None;
+        }
+        let destination = self.schedule(&mut state);
+        (expired, destination)
+    }
+
+    /// The node that serves this lane.
+    pub fn set_route(&self, pipe: Arc<Pipe>) {
+        self.state.lock().route = Some(pipe);
+    }
+
+    /// Forgets the node that serves this lane, if it is this one.
+    pub fn leave(&self, pipe: &Arc<Pipe>) {
+        let mut state = self.state.lock();
+        if state.route.as_ref().is_some_and(|route| Arc::ptr_eq(route, pipe)) {
+            state.route = None;
+        }
+    }
+
+    pub fn route(&self) -> Destination {
+        self.state.lock().route.clone()
+    }
+
+    /// Remembers why nothing can be sent, for those whose deadline comes before that changes.
+    pub fn note_failure(&self, failure: &Error) {
+        let mut state = self.state.lock();
+        state.close_open();
+        for frame in &mut state.closed {
+            frame.last_failure = Some(failure.clone());
+        }
+    }
+
+    /// Takes all unsent frames, of a lane that nobody can serve.
+    pub fn take_all(&self) -> Vec<Frame> {
+        let mut state = self.state.lock();
+        state.close_open();
+        state.is_scheduled = false;
+        std::mem::take(&mut state.closed).into()
+    }
+}
+
+/// Room that an operation needs.
+#[derive(Clone, Copy)]
+pub(crate) struct Size {
+    pub ops: u32,
+    pub bytes: usize,
+    pub units: u32,
+}
+
+impl Open {
+    /// Whoever joined now would be given up too early, with the first.
+    fn is_stale(&self, now: Instant) -> bool {
+        self.deadline <= now + self.timeout - self.timeout / 16
+    }
+}
+
+impl State {
+    fn take_expired(&mut self, now: Instant) -> Vec<Frame> {
+        if self.closed.iter().all(|frame| frame.deadline > now) {
+            return Vec::new();
+        }
+        let all = std::mem::take(&mut self.closed);
+        let (expired, kept): (VecDeque<_>, _) = all.into_iter().partition(|frame| frame.deadline <= now);
+        self.closed = kept;
+        expired.into()
+    }
+
+    /// Closes the open frame when the next operations do not fit or have another deadline.
+    #[inline]
+    fn make_room(&mut self, size: &Size, timeout: Duration, frame_ops_max: u32) {
+        let fits = self.open.as_ref().is_none_or(|open| {
+            open.count + size.ops <= frame_ops_max
+                && open.ops.len() + size.bytes <= FRAME_BYTES_TARGET
+                && open.timeout == timeout
+        });
+        if !fits {
+            self.close_open();
+        }
+    }
+
+    #[inline]
+    fn opened(&mut self, timeout: Duration) -> &mut Open {
+        let (last_bytes, last_entries) = (self.last_bytes, self.last_entries);
+        self.open.get_or_insert_with(|| Open {
+            ops: Vec::with_capacity(last_bytes),
+            entries: Vec::with_capacity(last_entries),
+            count: 0,
+            units: 0,
+            timeout,
+            deadline: Instant::now() + timeout,
+        })
+    }
+
+    fn close_open(&mut self) {
+        let Some(open) = self.open.take() else { return };
+        self.last_bytes = open.ops.len().min(FRAME_BYTES_TARGET);
+        self.last_entries = open.entries.len();
+        let sequence = self.next_sequence;
+        self.next_sequence += 1;
+        self.closed.push_back(Frame {
+            ops: open.ops.into(),
+            count: open.count,
+            units: open.units,
+            deadline: open.deadline,
+            attempts: 0,
+            is_small: false,
+            timeout: open.timeout,
+            sequence,
+            entries: open.entries,
+            last_failure: None,
+        });
+    }
+}
