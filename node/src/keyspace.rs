@@ -5,7 +5,9 @@ use crate::ids::{GroupId, NodeId};
 
 mod record;
 
-pub use record::{RECORD_VERSION, decode_record, encode_record, log_record, record_body};
+pub use record::{
+    RECORD_VERSION, decode_record, decode_shared_record, encode_record, log_record, record_body,
+};
 
 /// The column families; all groups share them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -64,10 +66,7 @@ impl GroupKind {
 
 const IDENTITY: u8 = 1;
 const ADDRESS: u8 = 2;
-const NODE_TOMBSTONE: u8 = 3;
-const REPLICA_TOMBSTONE: u8 = 4;
-const OPERATOR_EPOCH: u8 = 5;
-const FLAGS: u8 = 6;
+const REPLICA_TOMBSTONE: u8 = 3;
 
 /// A key of [`Family::Meta`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -78,14 +77,8 @@ pub enum MetaKey {
     Identity,
     /// `storage_v1::NodeAddress`
     Address(NodeId),
-    /// `storage_v1::NodeTombstone`
-    NodeTombstone(NodeId),
     /// `storage_v1::ReplicaTombstone`
     ReplicaTombstone(GroupId),
-    /// `storage_v1::OperatorEpoch`
-    OperatorEpoch,
-    /// `storage_v1::Flags`
-    Flags,
 }
 
 impl MetaKey {
@@ -96,10 +89,7 @@ impl MetaKey {
             MetaKey::Group(group, kind) => [&group_meta_prefix(group)[..], &[kind as u8]].concat(),
             MetaKey::Identity => node(IDENTITY, &[]),
             MetaKey::Address(id) => node(ADDRESS, &id.0.to_be_bytes()),
-            MetaKey::NodeTombstone(id) => node(NODE_TOMBSTONE, &id.0.to_be_bytes()),
             MetaKey::ReplicaTombstone(group) => node(REPLICA_TOMBSTONE, &group.0.to_be_bytes()),
-            MetaKey::OperatorEpoch => node(OPERATOR_EPOCH, &[]),
-            MetaKey::Flags => node(FLAGS, &[]),
         }
     }
 
@@ -119,15 +109,12 @@ impl MetaKey {
 
 fn decode_node_key(bytes: &[u8]) -> Option<MetaKey> {
     let (kind, id) = bytes.split_first()?;
-    let node = || id.try_into().ok().map(|id| NodeId(u64::from_be_bytes(id)));
-    let group = || id.try_into().ok().map(|id| GroupId(u32::from_be_bytes(id)));
     match *kind {
         IDENTITY if id.is_empty() => Some(MetaKey::Identity),
-        ADDRESS => node().map(MetaKey::Address),
-        NODE_TOMBSTONE => node().map(MetaKey::NodeTombstone),
-        REPLICA_TOMBSTONE => group().map(MetaKey::ReplicaTombstone),
-        OPERATOR_EPOCH if id.is_empty() => Some(MetaKey::OperatorEpoch),
-        FLAGS if id.is_empty() => Some(MetaKey::Flags),
+        ADDRESS => Some(MetaKey::Address(NodeId(u64::from_be_bytes(id.try_into().ok()?)))),
+        REPLICA_TOMBSTONE => {
+            Some(MetaKey::ReplicaTombstone(GroupId(u32::from_be_bytes(id.try_into().ok()?))))
+        }
         _ => None,
     }
 }
@@ -170,16 +157,6 @@ pub fn all_groups_meta_range() -> KeyRange {
 /// The addresses of all nodes.
 pub fn addresses_range() -> KeyRange {
     prefix_range(&[NODE_SCOPE, ADDRESS])
-}
-
-/// All tombstones of nodes.
-pub fn node_tombstones_range() -> KeyRange {
-    prefix_range(&[NODE_SCOPE, NODE_TOMBSTONE])
-}
-
-/// All tombstones of replicas.
-pub fn replica_tombstones_range() -> KeyRange {
-    prefix_range(&[NODE_SCOPE, REPLICA_TOMBSTONE])
 }
 
 /// Key of one log entry.
@@ -228,11 +205,6 @@ pub fn state_range(group: GroupId, epoch: u64) -> KeyRange {
     prefix_range(&state_prefix(group, epoch))
 }
 
-/// A group's state in all epochs before this one.
-pub fn state_range_before(group: GroupId, epoch: u64) -> KeyRange {
-    (group.0.to_be_bytes().to_vec(), state_prefix(group, epoch).to_vec())
-}
-
 /// A group's state in all epochs.
 pub fn group_state_range(group: GroupId) -> KeyRange {
     prefix_range(&group.0.to_be_bytes())
@@ -257,10 +229,7 @@ mod tests {
             (MetaKey::Group(group, GroupKind::Committed), "670102030405"),
             (MetaKey::Identity, "6e01"),
             (MetaKey::Address(node), "6e020000000000000a0b"),
-            (MetaKey::NodeTombstone(node), "6e030000000000000a0b"),
-            (MetaKey::ReplicaTombstone(group), "6e0401020304"),
-            (MetaKey::OperatorEpoch, "6e05"),
-            (MetaKey::Flags, "6e06"),
+            (MetaKey::ReplicaTombstone(group), "6e0301020304"),
         ]
     }
 
@@ -326,8 +295,6 @@ mod tests {
                 assert!(!holds(&state_range(group, index), &state_key(group, index + 1, b"")));
                 assert!(holds(&group_state_range(group), &state_key(group, index, b"\xff")));
                 assert!(!holds(&group_state_range(group), &state_key(other, index, b"")));
-                assert!(holds(&state_range_before(group, index + 1), &state_key(group, index, b"\xff")));
-                assert!(!holds(&state_range_before(group, index), &state_key(group, index, b"")));
             }
             for kind in GroupKind::ALL {
                 assert!(holds(&group_meta_range(group), &MetaKey::Group(group, kind).encode()));
@@ -342,10 +309,8 @@ mod tests {
     #[test]
     fn node_ranges_hold_exactly_their_kind() {
         type Belongs = fn(&MetaKey) -> bool;
-        let ranges: [(KeyRange, Belongs); 4] = [
+        let ranges: [(KeyRange, Belongs); 2] = [
             (addresses_range(), |k| matches!(k, MetaKey::Address(_))),
-            (node_tombstones_range(), |k| matches!(k, MetaKey::NodeTombstone(_))),
-            (replica_tombstones_range(), |k| matches!(k, MetaKey::ReplicaTombstone(_))),
             (all_groups_meta_range(), |k| matches!(k, MetaKey::Group(..))),
         ];
         for (range, belongs) in &ranges {
