@@ -200,7 +200,7 @@ impl Session {
         let message = pb::Message { group_id, generation, call, body };
         let bytes = message.encoded_len();
         let link = &self.attached.link;
-        self.attached.outbound.push(message).map_err(|e| push_failure(link.peer, e))?;
+        self.attached.outbound.push_sized(message, bytes).map_err(|e| push_failure(link.peer, e))?;
         link.budget.take(bytes);
         self.in_flight.push_back(bytes);
         self.in_flight_bytes += bytes;

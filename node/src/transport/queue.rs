@@ -68,6 +68,11 @@ impl Outbound {
 
     pub fn push(&self, message: pb::Message) -> Result<(), PushError> {
         let bytes = message.encoded_len();
+        self.push_sized(message, bytes)
+    }
+
+    /// For callers that have measured the message already.
+    pub fn push_sized(&self, message: pb::Message, bytes: usize) -> Result<(), PushError> {
         let reader = {
             let mut state = self.state.lock();
             if state.closed {

@@ -221,6 +221,7 @@ pub(super) async fn send(
     tokio::task::spawn_blocking(move || pack(records, &sender));
     let progress = Arc::new(Progress::default());
     let idle_max = shared.options.snapshot_idle_timeout;
+    let stop = shared.stop.clone();
     let outgoing = Outgoing {
         shared,
         progress: progress.clone(),
@@ -230,6 +231,7 @@ pub(super) async fn send(
     };
     let reply = tokio::select! {
         reply = client.snapshot(outgoing.into_stream()) => reply,
+        () = stop.cancelled() => return Err(Failure::stopping("this node").unknown()),
         () = stuck(&progress, idle_max) => {
             let text = format!("the snapshot of {group} to {to} made no progress for {idle_max:?}");
             return Err(Failure::new(Reason::Timeout, text).unknown());

@@ -280,7 +280,7 @@ fn header(group: u32) -> pb::SnapshotHeader {
     pb::SnapshotHeader { group_id: group, vote, ..Default::default() }
 }
 
-#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+#[tokio::test]
 async fn messages_of_many_groups_keep_their_order_and_share_batches() {
     let (a, mut b) = pair().await;
     a.reach(NodeId(2)).await;
@@ -295,7 +295,8 @@ async fn messages_of_many_groups_keep_their_order_and_share_batches() {
     }
     let after = a.transport.0.metrics.sent(pb::Lane::Append);
     assert_eq!(after.0 - before.0, 20_000);
-    assert!(after.1 - before.1 < 2_000, "{} batches", after.1 - before.1);
+    // On one thread everything waits before the stream gets its turn.
+    assert_eq!(after.1 - before.1, 20_000_u64.div_ceil(1024));
 }
 
 #[tokio::test]
