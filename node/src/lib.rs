@@ -22,7 +22,7 @@ mod wiring;
 pub use wiring::{Node, NodeError};
 
 /// What store nodes say to each other, and how entries stand on disk.
-#[allow(missing_docs, clippy::unwrap_used, clippy::doc_lazy_continuation)]
+#[allow(missing_docs, clippy::unwrap_used, clippy::doc_lazy_continuation, clippy::large_enum_variant)]
 pub mod peer_v1 {
     tonic::include_proto!("dtkv.peer.v1");
 }
