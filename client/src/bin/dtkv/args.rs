@@ -64,11 +64,13 @@ pub struct Global {
     #[arg(long, global = true, env = "DTKV_TIMEOUT", hide_env_values = true, value_parser = parse_duration)]
     #[arg(value_name = "TIME")]
     pub timeout: Option<Duration>,
-    /// How fresh reads must be
+    /// How fresh reads must be: linearizable, lease or stale
     #[arg(long, global = true, env = "DTKV_CONSISTENCY", hide_env_values = true, value_enum)]
+    #[arg(hide_possible_values = true, value_name = "HOW")]
     pub consistency: Option<Freshness>,
-    /// How answers are printed
+    /// How answers are printed: table (for people) or json (for programs)
     #[arg(short, long, global = true, env = "DTKV_OUTPUT", hide_env_values = true, value_enum)]
+    #[arg(hide_possible_values = true, value_name = "HOW")]
     pub output: Option<Layout>,
     /// Configuration file
     #[arg(long, global = true, env = "DTKV_CONFIG", hide_env_values = true, value_name = "FILE")]
@@ -133,7 +135,7 @@ Examples:
     Mkdir(MkdirArgs),
     /// Compare and set: change a value only if it is what you expect
     #[command(after_help = "\
-Say what you expect (--expect, --absent or --index) and what shall be there then (--set or --delete).
+Say what you expect (--expect, --absent or --index) and what shall be there then (--set, --delete).
 A mismatch changes nothing and is exit code 1. --index compares the node's update index, which the
 same value written again does not pass; dtkv get KEY --meta shows it.
 
@@ -232,7 +234,7 @@ pub struct PutArgs {
 #[derive(Args, Debug)]
 pub struct GetArgs {
     /// Dotted keys; . is the root
-    #[arg(required = true)]
+    #[arg(required = true, value_name = "KEY")]
     pub keys: Vec<Rooted>,
     /// Write the bytes as they are, without a line end
     #[arg(long, conflicts_with = "meta")]
@@ -258,7 +260,7 @@ pub struct LsArgs {
     #[arg(short, long)]
     pub keys_only: bool,
     /// Stop after so many nodes
-    #[arg(short = 'n', long, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(short = 'n', long, value_parser = clap::value_parser!(u32).range(1..), value_name = "N")]
     pub limit: Option<u32>,
     /// Go on where a listing with --limit stopped
     #[arg(long = "continue", value_name = "TOKEN", value_parser = values::parse_hex)]
@@ -269,7 +271,7 @@ pub struct LsArgs {
 #[derive(Args, Debug)]
 pub struct RmArgs {
     /// Dotted keys
-    #[arg(required = true)]
+    #[arg(required = true, value_name = "KEY")]
     pub keys: Vec<String>,
     /// Remove directories with all that is below them
     #[arg(short, long)]
@@ -338,6 +340,7 @@ pub struct BatchArgs {
     pub file: String,
     /// Most items in one log entry
     #[arg(short = 'n', long, default_value_t = 1024, value_parser = clap::value_parser!(u32).range(1..=1024))]
+    #[arg(value_name = "N")]
     pub items: u32,
     /// Make missing parent directories
     #[arg(short = 'p', long)]
@@ -354,6 +357,7 @@ pub struct BatchArgs {
 #[derive(Args, Debug)]
 pub struct DigestArgs {
     /// Groups; all when none is named
+    #[arg(value_name = "GROUP")]
     pub groups: Vec<u32>,
 }
 

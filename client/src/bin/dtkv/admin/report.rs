@@ -3,6 +3,7 @@
 use crate::output::{Report, age, count, size, table};
 use dtkv_client::Error;
 use dtkv_client::admin::InitReport;
+use dtkv_client::placement::GroupPlacement;
 use dtkv_client::v1::{LimitsResponse, TreeDigestResponse};
 use serde::{Serialize, Serializer};
 use serde_json::{Value, json};
@@ -37,7 +38,10 @@ pub struct InitTable<'a>(pub &'a InitReport);
 
 impl Serialize for InitTable<'_> {
     fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let group = |group: &dtkv_client::placement::GroupPlacement| json!({ "group_id": group.group_id, "members": group.members, "leader": group.preferred_leader });
+        let group = |group: &GroupPlacement| {
+            let GroupPlacement { group_id, members, preferred_leader } = group;
+            json!({ "group_id": group_id, "members": members, "leader": preferred_leader })
+        };
         let groups: Vec<Value> = self.0.layout.groups.iter().map(group).collect();
         json!({ "cluster_id": self.0.cluster_id, "created": self.0.created, "groups": groups }).serialize(to)
     }

@@ -35,15 +35,19 @@ pub struct BenchArgs {
     pub mix: Option<u32>,
     /// Size of a value
     #[arg(short = 's', long, default_value_t = 256, value_parser = clap::value_parser!(u32).range(1..=1 << 20))]
+    #[arg(value_name = "BYTES")]
     pub value_bytes: u32,
     /// How many different keys in each group; drawn at random
     #[arg(short, long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(value_name = "N")]
     pub keys: u32,
     /// Independent clients, each with connections of its own
     #[arg(short, long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(value_name = "N")]
     pub connections: u32,
     /// Most operations in flight, over all connections
     #[arg(short = 'p', long, default_value_t = 2000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(value_name = "N")]
     pub max_in_flight: u32,
     /// Time measured
     #[arg(short, long, default_value = "10s", value_parser = parse_duration, value_name = "TIME")]
@@ -60,11 +64,12 @@ pub struct BenchArgs {
     /// Most operations that the client puts into one frame
     #[arg(long, value_parser = clap::value_parser!(u32).range(1..=256), value_name = "N")]
     pub frame_ops: Option<u32>,
-    /// How operations are issued
-    #[arg(long, value_enum, default_value = "async")]
+    /// How operations are issued: async, await or unary; see below
+    #[arg(long, value_enum, default_value = "async", hide_possible_values = true)]
     pub api: Api,
     /// Measure so often; the minimum, the median and the maximum are shown
     #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
+    #[arg(value_name = "N")]
     pub runs: u32,
     /// The keys are there already: do not write them before reading
     #[arg(long)]
@@ -94,11 +99,8 @@ pub enum Operation {
 /// How operations are issued.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Api {
-    /// Producer threads and callbacks
     Async,
-    /// Unary gRPC calls
     Unary,
-    /// Tasks that await the client's calls
     Await,
 }
 

@@ -12,10 +12,8 @@ use std::time::Duration;
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Layout {
-    /// For people
     #[default]
     Table,
-    /// For programs
     Json,
 }
 
