@@ -365,12 +365,12 @@ async fn a_node_with_a_bad_configuration_says_everything_that_is_wrong_and_binds
     let file = directory.path().join("dtkv.toml");
     std::fs::write(&file, "[node]\nid = 0\n[raft]\nheartbeat_interval_ms = 99999\n[lisen]\nx = 1\n")?;
     let path = file.to_string_lossy();
-    for command in ["run", "check-config"] {
-        let output = run_program(&place::program("dtkv-node")?, &[command, "--config", &path], "").await?;
-        ensure!(output.code.is_some_and(|code| code != 0), "{command}: {output:?}");
+    for command in [&["run", "--config", &path][..], &["check-config", &path]] {
+        let output = run_program(&place::program("dtkv-node")?, command, "").await?;
+        ensure!(output.code.is_some_and(|code| code != 0), "{command:?}: {output:?}");
         let all = format!("{}{}", output.stdout, output.stderr);
         for word in ["node.id", "heartbeat_interval_ms", "lisen"] {
-            ensure!(all.contains(word), "{command} says nothing of {word}:\n{all}");
+            ensure!(all.contains(word), "{command:?} says nothing of {word}:\n{all}");
         }
     }
     Ok(())
