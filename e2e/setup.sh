@@ -27,9 +27,11 @@ missing_packages() {
 
 has_libclang() {
   [ -n "${LIBCLANG_PATH:-}" ] && return 0
-  local found
+  local found headers
   found=$(find /usr/lib /usr/local/lib /usr/lib64 -name 'libclang*.so*' -not -name 'libclang-cpp*' -print -quit 2>/dev/null)
-  [ -n "$found" ]
+  # The library without the compiler's own headers is not enough: they come in another package.
+  headers=$(find /usr/lib /usr/local/lib /usr/lib64 -path '*clang*/include/stdbool.h' -print -quit 2>/dev/null)
+  [ -n "$found" ] && [ -n "$headers" ]
 }
 
 install_packages() {
