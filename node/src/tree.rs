@@ -6,11 +6,12 @@
 //!
 //! Nodes live in a slab. A hash index takes a full key to its node, so that reading and
 //! overwriting cost one look-up however deep the key is; each directory keeps its children
-//! sorted. A removed node stays in its slot until [`Tree::take_dirty`], so that a key which is
-//! removed and made again between two calls is handed out once, as changed.
+//! sorted. A removed node stays in its slot until its removal is handed out for writing, so that a
+//! key which is removed and made again before that is handed out once, as changed.
 
 mod apply;
 mod digest;
+mod dirty;
 mod list;
 mod node;
 mod record;
@@ -21,10 +22,12 @@ mod tests;
 mod walk;
 
 pub use digest::Digest;
+pub use dirty::Dirty;
 pub use list::{ListPage, ListQuery};
 pub use node::{Lease, ListedNode, Meta, NodeView};
 pub use record::{BadRecord, NodeRecord};
 
+use dirty::{Changes, Mark};
 use dtkv_client::limits::{check_key, check_key_or_root};
 use dtkv_client::v1::Code;
 use node::{Body, Node};
@@ -42,31 +45,11 @@ pub struct ApplyContext {
     pub time_ms: u64,
 }
 
-/// What changed since the last [`Tree::take_dirty`]: the records to write and the keys whose
-/// records to delete. It shares keys and values with the tree.
-#[derive(Debug, Default)]
-pub struct Dirty {
-    /// Each key once, as it is now.
-    pub changed: Vec<(Arc<[u8]>, NodeRecord)>,
-    /// Only keys that were handed out as changed, or loaded, before.
-    pub removed: Vec<Arc<[u8]>>,
-    /// Bytes of all keys and records.
-    pub bytes: u64,
-}
-
-impl Dirty {
-    /// True when there is nothing to write.
-    pub fn is_empty(&self) -> bool {
-        self.changed.is_empty() && self.removed.is_empty()
-    }
-}
-
 /// The tree of one group.
 pub struct Tree {
     slab: Slab,
     index: KeyIndex,
-    /// Changed and removed nodes, each once.
-    dirty: Vec<Slot>,
+    changes: Changes,
     nodes: u64,
     bytes: u64,
 }
@@ -83,7 +66,7 @@ impl Tree {
         let root = Node {
             key: Arc::default(),
             parent: ROOT,
-            dirty: false,
+            mark: Mark::CLEAN,
             stored: true,
             live: true,
             lock: false,
@@ -94,7 +77,7 @@ impl Tree {
         let bytes = root.heap_bytes();
         let mut slab = Slab::default();
         slab.insert(root);
-        Tree { slab, index: KeyIndex::new(), dirty: Vec::new(), nodes: 1, bytes }
+        Tree { slab, index: KeyIndex::new(), changes: Changes::default(), nodes: 1, bytes }
     }
 
     /// One node; the empty key names the root.
@@ -117,32 +100,6 @@ impl Tree {
             Ok(node) => node.pack(out),
             Err(code) => out.push(code as u8),
         }
-    }
-
-    /// Everything that changed since the last call, to be written in one batch with the applied
-    /// index. It clones pointers only: encode the records after letting go of the tree.
-    pub fn take_dirty(&mut self) -> Dirty {
-        let slots = std::mem::take(&mut self.dirty);
-        let mut dirty = Dirty { changed: Vec::with_capacity(slots.len()), ..Dirty::default() };
-        for slot in slots {
-            let node = &mut self.slab[slot];
-            node.dirty = false;
-            if node.live {
-                node.stored = true;
-                let (key, record) = (Arc::clone(&node.key), node.record());
-                dirty.bytes += (key.len() + record.encoded_len()) as u64;
-                dirty.changed.push((key, record));
-            } else if let Some(key) = self.release(slot) {
-                dirty.bytes += key.len() as u64;
-                dirty.removed.push(key);
-            }
-        }
-        dirty
-    }
-
-    /// How many nodes [`Tree::take_dirty`] would hand out at most.
-    pub fn dirty_count(&self) -> u64 {
-        self.dirty.len() as u64
     }
 
     /// Restores one node. Keys arrive in byte order, so parents come first.
@@ -181,7 +138,7 @@ impl Tree {
         let node = Node {
             key: Arc::from(key),
             parent,
-            dirty: false,
+            mark: Mark::CLEAN,
             stored: true,
             live: true,
             lock: record.lock,
@@ -230,7 +187,7 @@ impl Tree {
                 let node = Node {
                     key,
                     parent,
-                    dirty: false,
+                    mark: Mark::CLEAN,
                     stored: false,
                     live: true,
                     lock: false,
@@ -238,10 +195,11 @@ impl Tree {
                     body,
                     lease: None,
                 };
-                self.link(hash, node)
+                let slot = self.link(hash, node);
+                self.change(slot);
+                slot
             }
         };
-        self.mark_dirty(slot);
         self.touch(at, parent);
         slot
     }
@@ -259,14 +217,14 @@ impl Tree {
 
     /// Makes a removed node anew that still has its slot.
     fn revive(&mut self, slot: Slot, parent: Slot, meta: Meta, body: Body) -> Slot {
-        let node = &mut self.slab[slot];
+        let node = self.change(slot);
         node.live = true;
         node.parent = parent;
         node.meta = meta;
         node.body = body;
-        let key = Arc::clone(&node.key);
+        let (key, bytes) = (Arc::clone(&node.key), node.heap_bytes());
         self.nodes += 1;
-        self.bytes += node.heap_bytes();
+        self.bytes += bytes;
         self.adopt(parent, &key, slot);
         slot
     }
@@ -280,14 +238,13 @@ impl Tree {
     /// Gives a value node a new value.
     #[inline]
     fn overwrite(&mut self, at: ApplyContext, slot: Slot, value: &[u8]) {
-        let node = &mut self.slab[slot];
+        let node = self.change(slot);
         let before = node.heap_bytes();
         node.set_value(value);
         node.meta.update_index = at.index;
         node.meta.update_time_ms = at.time_ms;
-        let parent = node.parent;
-        self.bytes = self.bytes - before + self.slab[slot].heap_bytes();
-        self.mark_dirty(slot);
+        let (parent, after) = (node.parent, node.heap_bytes());
+        self.bytes = self.bytes - before + after;
         self.touch(at, parent);
     }
 
@@ -304,33 +261,14 @@ impl Tree {
 
     /// Empties a node that nothing leads to any more.
     fn bury(&mut self, slot: Slot) {
-        let node = &mut self.slab[slot];
-        self.nodes -= 1;
-        self.bytes -= node.heap_bytes();
+        let node = self.change(slot);
+        let bytes = node.heap_bytes();
         node.live = false;
         node.body = Body::Value(Arc::default());
         node.lock = false;
         node.lease = None;
-        self.mark_dirty(slot);
-    }
-
-    /// Frees the slot of a removed node; answers its key if a record of it was handed out.
-    fn release(&mut self, slot: Slot) -> Option<Arc<[u8]>> {
-        let node = &mut self.slab[slot];
-        let key = std::mem::take(&mut node.key);
-        let stored = node.stored;
-        self.index.remove(&key, slot);
-        self.slab.release(slot);
-        stored.then_some(key)
-    }
-
-    #[inline]
-    fn mark_dirty(&mut self, slot: Slot) {
-        let node = &mut self.slab[slot];
-        if !node.dirty {
-            node.dirty = true;
-            self.dirty.push(slot);
-        }
+        self.nodes -= 1;
+        self.bytes -= bytes;
     }
 
     /// Moves index and time of a directory and of all above it. One that stands at this index
@@ -339,17 +277,16 @@ impl Tree {
     fn touch(&mut self, at: ApplyContext, dir: Slot) {
         let mut slot = dir;
         loop {
-            let meta = &mut self.slab[slot].meta;
-            if meta.update_index == at.index {
+            if self.slab[slot].meta.update_index == at.index {
                 return;
             }
-            meta.update_index = at.index;
-            meta.update_time_ms = at.time_ms;
-            self.mark_dirty(slot);
+            let node = self.change(slot);
+            node.meta.update_index = at.index;
+            node.meta.update_time_ms = at.time_ms;
             if slot == ROOT {
                 return;
             }
-            slot = self.slab[slot].parent;
+            slot = node.parent;
         }
     }
 }

@@ -1,5 +1,6 @@
 //! A node of the tree, and what readers see of it.
 
+use super::dirty::Mark;
 use super::record::NodeRecord;
 use super::segment::Children;
 use super::slab::Slot;
@@ -53,11 +54,11 @@ impl Body {
 pub(super) struct Node {
     pub(super) key: Arc<[u8]>,
     pub(super) parent: Slot,
-    /// Named by the dirty list.
-    pub(super) dirty: bool,
+    /// Whether the node waits to be handed out.
+    pub(super) mark: Mark,
     /// A record of this key was handed out or loaded, so its removal must be handed out too.
     pub(super) stored: bool,
-    /// False: removed, and kept only until the dirty list is taken.
+    /// False: removed, and kept only until that is handed out.
     pub(super) live: bool,
     /// A lock directory, or an entry in one.
     pub(super) lock: bool,
