@@ -9,7 +9,8 @@ use bytes::Bytes;
 pub struct Node {
     /// Full dotted key; empty for the root directory.
     pub key: Bytes,
-    /// None for directories and in keys-only listings.
+    /// None for directories and in keys-only listings. It shares the buffer of the answer that it
+    /// came with, up to a frame of nodes: copy what is to be kept for long.
     pub value: Option<Bytes>,
     /// Raft index of the operation that created the node; 0 for the root.
     pub create_index: u64,

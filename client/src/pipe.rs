@@ -138,10 +138,10 @@ impl Pipe {
         frame: Frame,
         more: bool,
         at: Instant,
-    ) -> Result<u64, Frame> {
+    ) -> Result<u64, Box<Frame>> {
         let mut state = self.state.lock();
         if state.stream != stream || !state.is_open {
-            return Err(frame);
+            return Err(Box::new(frame));
         }
         let id = state.next_id;
         state.next_id += 1;
@@ -369,7 +369,7 @@ impl Outgoing {
                     // The lane still counts as queued, here.
                     self.shared.schedule(lane.clone(), lane.route());
                 }
-                self.shared.give_back(lane, frame, Duration::ZERO);
+                self.shared.give_back(lane, *frame, Duration::ZERO);
                 None
             }
         }

@@ -1,4 +1,5 @@
 //! The client against nodes in this process that answer as they are told.
+#![allow(clippy::unwrap_used, reason = "helpers of tests, outside of test functions")]
 
 #[path = "library/admin.rs"]
 mod admin;

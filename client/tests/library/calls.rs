@@ -6,7 +6,8 @@ use dtkv_client::v1::failure::Reason;
 use dtkv_client::{CasOutcome, Client, Consistency, ErrorKind, Expect, Group, ListOptions, New};
 use futures::TryStreamExt;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 async fn one_node() -> (Arc<World>, Vec<FakeNode>, Group) {
     let (world, nodes) = World::start(1, 1);

@@ -23,6 +23,8 @@ pub enum Act {
     Serve,
     Delay(Duration),
     Fail(Failure),
+    /// Answers that all went well and does nothing.
+    Accept,
     /// Never answers.
     Swallow,
     /// Ends the stream without an answer.
@@ -43,6 +45,9 @@ pub struct Seen {
     pub timeout_ms: u32,
 }
 
+/// Group and key to value and update index.
+type Data = BTreeMap<(u32, Vec<u8>), (Vec<u8>, u64)>;
+
 /// What all nodes know: where each other are, who leads what, and all data.
 #[derive(Default)]
 pub struct World {
@@ -51,7 +56,7 @@ pub struct World {
     /// Leaders that nodes claim in listings, when that differs.
     pub rumours: Mutex<BTreeMap<u32, u64>>,
     pub members: Mutex<BTreeMap<u32, Vec<u64>>>,
-    pub data: Mutex<BTreeMap<(u32, Vec<u8>), (Vec<u8>, u64)>>,
+    pub data: Mutex<Data>,
     pub index: AtomicU64,
     pub cluster_ids: Mutex<BTreeMap<u64, String>>,
     pub bootstrapped: Mutex<BTreeSet<(u32, u64)>>,
@@ -69,7 +74,6 @@ struct Node {
 }
 
 pub struct FakeNode {
-    pub id: u64,
     pub address: String,
     node: Arc<Node>,
     runtime: Option<tokio::runtime::Runtime>,
@@ -168,7 +172,7 @@ impl FakeNode {
             let router = { server }.add_service(kv).add_service(AdminServer::new(service));
             router.serve_with_incoming(incoming).await.unwrap();
         });
-        FakeNode { id, address: address.to_string(), node, runtime: Some(runtime) }
+        FakeNode { address: address.to_string(), node, runtime: Some(runtime) }
     }
 
     pub fn script(&self, script: impl Fn(&Frame) -> Act + Send + Sync + 'static) {
@@ -250,6 +254,7 @@ impl Node {
             Act::Swallow => return true,
             Act::Fail(failure) => FrameReply { id: frame.id, failure: Some(failure), ..Default::default() },
             Act::Serve => self.serve(&frame),
+            Act::Accept => FrameReply { results: vec![0; frame.count as usize].into(), ..Default::default() },
             Act::Garble => FrameReply { results: vec![99].into(), ..self.serve(&frame) },
             Act::Delay(delay) => {
                 let (node, out) = (self.clone(), out.clone());

@@ -7,7 +7,8 @@ use dtkv_client::v1::failure::Reason;
 use dtkv_client::{Client, ErrorKind};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::time::{Duration, Instant};
+use std::time::Duration;
+use tokio::time::Instant;
 
 async fn three_nodes() -> (Arc<World>, Vec<FakeNode>, Client) {
     let (world, nodes) = World::start(3, 1);

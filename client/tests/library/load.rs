@@ -147,6 +147,10 @@ async fn thousands_of_concurrent_calls_over_many_groups_are_all_answered() {
     for call in calls.collect::<Vec<_>>() {
         call.await.unwrap();
     }
+    let seen = nodes.iter().map(FakeNode::seen).enumerate();
+    for (node, frame) in seen.flat_map(|(node, seen)| seen.into_iter().map(move |frame| (node, frame))) {
+        assert_eq!(frame.group as usize % 3, node, "each group's frames go to its leader");
+    }
     let frames: usize = nodes.iter().map(|node| node.seen().len()).sum();
     assert!(frames < 20_000, "{frames} frames for 40000 operations");
 }
@@ -179,4 +183,40 @@ async fn each_caller_gets_its_own_answer_while_leaders_move() {
         caller.await.unwrap();
     }
     mover.abort();
+}
+
+/// CPU time of this thread so far.
+fn thread_cpu() -> Duration {
+    let text = std::fs::read_to_string("/proc/thread-self/schedstat").unwrap();
+    Duration::from_nanos(text.split_whitespace().next().unwrap().parse().unwrap())
+}
+
+/// Everything that a client does, on one thread, against a node on another.
+#[tokio::test]
+#[ignore = "a measurement, to be run alone: --ignored --nocapture client_cpu"]
+async fn client_cpu_of_an_operation() {
+    const OPS: usize = 1_000_000;
+    let (_world, nodes) = World::start(1, 1);
+    nodes[0].script(|_| Act::Accept);
+    let group = connect(&nodes).await.group(1);
+    let room = Arc::new(tokio::sync::Semaphore::new(2000));
+    let value = vec![b'v'; 256];
+    let (cpu, begun) = (thread_cpu(), tokio::time::Instant::now());
+    for i in 0..OPS {
+        room.acquire().await.unwrap().forget();
+        let key = format!("bench.benchmark.key{:04}", i % 10_000);
+        let room = room.clone();
+        group.submit(&Op::new(Kind::Put, key.as_bytes(), &value), move |result| {
+            result.unwrap();
+            room.add_permits(1);
+        });
+    }
+    drop(room.acquire_many(2000).await.unwrap());
+    let (cpu, wall) = (thread_cpu() - cpu, begun.elapsed());
+    let frames = nodes[0].seen().len();
+    println!(
+        "{} ns of client CPU an operation, {:.0} operations/s, {frames} frames",
+        cpu.as_nanos() / OPS as u128,
+        OPS as f64 / wall.as_secs_f64()
+    );
 }
