@@ -15,7 +15,8 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
 use tokio::sync::mpsc;
-use tokio_stream::wrappers::{ReceiverStream, TcpListenerStream};
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
 /// What a node does with a frame.
@@ -166,9 +167,10 @@ impl FakeNode {
         world.addresses.lock().insert(id, address);
         let service = Service(node.clone());
         runtime.spawn(async move {
-            let incoming = TcpListenerStream::new(tokio::net::TcpListener::from_std(listener).unwrap());
+            let listener = tokio::net::TcpListener::from_std(listener).unwrap();
+            let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
             let kv = KvServer::new(service.clone()).max_decoding_message_size(8 << 20);
-            let server = tonic::transport::Server::builder().tcp_nodelay(true);
+            let server = tonic::transport::Server::builder();
             let router = { server }.add_service(kv).add_service(AdminServer::new(service));
             router.serve_with_incoming(incoming).await.unwrap();
         });
