@@ -22,6 +22,9 @@ use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
+/// How many changed nodes are taken under the lock at once.
+const DRAINED_AT_ONCE: usize = 1024;
+
 /// What reads look at; replaced whole when a snapshot is installed.
 pub struct State {
     /// The tree.
@@ -63,9 +66,8 @@ impl State {
     }
 }
 
-/// One consistent set of changes, taken under the lock and written outside of it.
+/// One consistent set of changes: fixed in the tree, to be drained and written.
 pub struct PendingCheckpoint {
-    dirty: Dirty,
     applied: Option<LogId>,
     membership: StoredMembership,
     epoch: u64,
@@ -172,15 +174,15 @@ impl Replica {
         Applied { index, results: Bytes::from(results) }
     }
 
-    /// Takes what changed since the last checkpoint; None when nothing was applied since.
+    /// Fixes what changed since the last checkpoint; None when nothing was applied since.
     pub fn begin_checkpoint(&self) -> Option<PendingCheckpoint> {
         let mut state = self.state.write();
         if state.applied == state.checkpointed.log_id {
             return None;
         }
         self.unsaved_bytes.store(0, Ordering::Relaxed);
+        state.tree.freeze_dirty();
         Some(PendingCheckpoint {
-            dirty: state.tree.take_dirty(),
             applied: state.applied,
             membership: state.membership.clone(),
             epoch: state.epoch,
@@ -193,16 +195,30 @@ impl Replica {
     /// When the engine fails.
     pub async fn write_checkpoint(&self, pending: PendingCheckpoint) -> io::Result<SnapshotMeta> {
         let _disk = self.disk.lock().await;
-        if self.state.read().epoch != pending.epoch {
+        let Some(dirty) = self.drain_dirty(pending.epoch) else {
             // A snapshot was installed meanwhile; these changes belong to a tree that is gone.
             return Ok(self.checkpoint_meta());
-        }
+        };
         let applied = applied_record(pending.epoch, pending.applied, &pending.membership);
-        let ops = checkpoint_ops(self.id, &pending.dirty, &applied);
+        let ops = checkpoint_ops(self.id, &dirty, &applied);
         self.engine.write(ops).await?;
         self.state.write().checkpointed =
             Checkpointed { log_id: pending.applied, membership: pending.membership };
         Ok(self.checkpoint_meta())
+    }
+
+    /// Takes the frozen changes piece by piece, so that applies and reads go on in between.
+    fn drain_dirty(&self, epoch: u64) -> Option<Dirty> {
+        let mut dirty = Dirty::default();
+        loop {
+            let mut state = self.state.write();
+            if state.epoch != epoch {
+                return None;
+            }
+            if state.tree.drain_frozen(DRAINED_AT_ONCE, &mut dirty) {
+                return Some(dirty);
+            }
+        }
     }
 
     /// Describes the last checkpoint.
