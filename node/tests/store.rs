@@ -48,7 +48,11 @@ async fn leadership_moves_and_writes_go_on() {
     let old = cluster.leader(1).await;
     cluster.put(old, 1, "a", "1").await.unwrap();
     let to = (1..=3).find(|node| *node != old).unwrap();
-    let moved = cluster.store(old).transfer_leader(v1::TransferLeaderRequest { group_id: 1, to, ..Default::default() });
+    let moved = cluster.store(old).transfer_leader(v1::TransferLeaderRequest {
+        group_id: 1,
+        to,
+        ..Default::default()
+    });
     assert_eq!(moved.await.map(|response| response.leader_id), Ok(to));
     eventually("the new leader takes writes", || async { cluster.put(to, 1, "a", "2").await.is_ok() }).await;
     assert_eq!(cluster.get(to, 1, "a", Consistency::Linearizable).await, Ok(Some("2".into())));
@@ -112,7 +116,8 @@ async fn a_group_grows_shrinks_and_moves() {
         ..Default::default()
     });
     let config_index = added.await.unwrap().config_index;
-    let stay: Vec<u64> = (1..=3).filter(|node| *node == leader || *node % 2 == leader % 2).chain([4]).collect();
+    let stay: Vec<u64> =
+        (1..=3).filter(|node| *node == leader || *node % 2 == leader % 2).chain([4]).collect();
     let stale = v1::ChangeMembershipRequest {
         group_id: 1,
         expected_config_index: config_index - 1,
@@ -127,7 +132,11 @@ async fn a_group_grows_shrinks_and_moves() {
     let status = cluster.status(leader, 1);
     assert_eq!(status.voters.iter().collect::<std::collections::BTreeSet<_>>(), stay.iter().collect());
     let removed = (1..=3).find(|node| !stay.contains(node)).unwrap();
-    let destroy = |index| v1::DestroyReplicaRequest { group_id: 1, removed_at_config_index: index, ..Default::default() };
+    let destroy = |index| v1::DestroyReplicaRequest {
+        group_id: 1,
+        removed_at_config_index: index,
+        ..Default::default()
+    };
     let done = cluster.store(removed).destroy_replica(destroy(changed.config_index)).await.unwrap();
     assert!(done.destroyed);
     assert!(cluster.store(removed).group(dtkv_node::ids::GroupId(1)).is_err());
@@ -167,7 +176,8 @@ async fn a_destroyed_group_is_gone_and_its_id_can_be_used_under_a_new_layout() {
         let request = v1::DestroyGroupRequest { group_id: 1, cluster_id: "c".into(), ..Default::default() };
         assert!(cluster.store(node).destroy_group(request).await.unwrap().destroyed);
     }
-    let again = cluster.store(1).bootstrap(cluster.bootstrap_request(1, &[1, 2, 3], "layout")).await.unwrap_err();
+    let again =
+        cluster.store(1).bootstrap(cluster.bootstrap_request(1, &[1, 2, 3], "layout")).await.unwrap_err();
     assert_eq!(again.reason, v1::failure::Reason::Precondition);
     for node in 1..=3 {
         cluster.store(node).bootstrap(cluster.bootstrap_request(1, &[1, 2, 3], "second")).await.unwrap();
