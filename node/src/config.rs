@@ -161,7 +161,7 @@ settings! {
     /// The node's own log output.
     log: LogConfig {
         /// error, warn, info, debug or trace, or a list like "info,dtkv_node::group=debug". The
-        /// Raft library stays at warn unless the list names it, like "info,openraft=info".
+        /// Raft library stays at error unless the list names it, like "info,openraft=info".
         level: String = "info".to_owned(),
         /// "text" for people, "json" for collectors.
         format: LogFormat = LogFormat::Text,

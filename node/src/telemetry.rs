@@ -15,7 +15,7 @@ use tracing_subscriber::util::SubscriberInitExt;
 /// # Errors
 /// When `filter` is no log filter.
 pub fn init_log(filter: &str, json: bool) -> Result<(), tracing_subscriber::filter::ParseError> {
-    let filter: EnvFilter = format!("openraft=warn,{filter}").parse()?;
+    let filter: EnvFilter = format!("openraft=error,{filter}").parse()?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let builder = builder.with_ansi(std::io::stderr().is_terminal());
     // A subscriber that is already there (a test, an embedding program) stays.

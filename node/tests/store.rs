@@ -1,5 +1,7 @@
 //! Groups on real engines and a real transport, several nodes in one process.
 
+#![allow(clippy::unwrap_used, reason = "a test may")]
+
 #[path = "store/harness.rs"]
 mod harness;
 

@@ -190,9 +190,8 @@ fn load(
 
 fn read_disk(engine: &Engine, group: GroupId, range: Range<u64>) -> io::Result<Vec<Entry>> {
     let (from, to) = keyspace::log_range(group, range.start, range.end);
-    let decode =
-        |item: io::Result<(Box<[u8]>, Box<[u8]>)>| item.and_then(|(key, record)| decode_entry(&key, record));
-    engine.scan(Family::Log, &from, &to).map(decode).collect()
+    let records = engine.scan(Family::Log, &from, &to);
+    records.map(|item| item.and_then(|(key, record)| decode_entry(&key, record))).collect()
 }
 
 fn decode_entry(key: &[u8], record: Box<[u8]>) -> io::Result<Entry> {

@@ -165,7 +165,7 @@ impl Group {
 
     async fn ask_members_to_park(&self, members: Vec<NodeId>, park: pb::Park) -> bool {
         let calls = members.into_iter().map(|node| {
-            let message = self.message_of(pb::message::Body::Park(park.clone()));
+            let message = self.message_of(pb::message::Body::Park(park));
             let call = self.0.transport.call(node, pb::Lane::Control, message);
             async move {
                 let answer = tokio::time::timeout(ANSWER_TIMEOUT, call).await;

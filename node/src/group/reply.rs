@@ -95,7 +95,9 @@ mod tests {
     use crate::ids::GroupId;
     use std::time::Duration;
 
-    fn slot() -> (ReplySlot, Arc<Mutex<Vec<Result<Answer, Failure>>>>) {
+    type Answers = Arc<Mutex<Vec<Result<Answer, Failure>>>>;
+
+    fn slot() -> (ReplySlot, Answers) {
         let answers = Arc::new(Mutex::new(Vec::new()));
         let into = answers.clone();
         (ReplySlot::new(Box::new(move |answer| into.lock().push(answer))), answers)

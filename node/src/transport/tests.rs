@@ -266,12 +266,14 @@ async fn next_reply(session: &mut Session) -> Result<pb::AppendReply, Failure> {
     tokio::time::timeout(PATIENCE, poll_fn(|cx| session.poll_reply(cx))).await.unwrap()
 }
 
-fn records(count: usize) -> Vec<(Box<[u8]>, Box<[u8]>)> {
+type Record = (Box<[u8]>, Box<[u8]>);
+
+fn records(count: usize) -> Vec<Record> {
     let record = |i: usize| (format!("key{i:06}").into_bytes().into(), vec![i as u8; 100].into());
     (0..count).map(record).collect()
 }
 
-fn iterate(records: Vec<(Box<[u8]>, Box<[u8]>)>) -> Records {
+fn iterate(records: Vec<Record>) -> Records {
     Box::new(records.into_iter().map(Ok))
 }
 
