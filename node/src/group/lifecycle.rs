@@ -54,8 +54,9 @@ impl Group {
     /// When the disk fails, a record is damaged, or the log has a hole.
     pub async fn start(parts: GroupParts) -> io::Result<Group> {
         let (engine, id) = (parts.engine.clone(), parts.id);
+        let metrics = parts.metrics.clone();
         let opened = tokio::task::spawn_blocking(move || {
-            Ok::<_, io::Error>((Replica::open(engine.clone(), id)?, LogStore::open(engine, id)?))
+            Ok::<_, io::Error>((Replica::open(engine.clone(), id, metrics)?, LogStore::open(engine, id)?))
         });
         let (replica, log) = opened.await.map_err(io::Error::other)??;
         let replica = Arc::new(replica);
@@ -76,7 +77,7 @@ impl Group {
             node_id: parts.node_id,
             generation: parts.generation,
             proposals: Arc::new(Proposals::new(id, raft.clone(), parts.metrics.clone())),
-            reads: Arc::new(Reads::new(id, raft.clone(), replica.clone(), lease)),
+            reads: Arc::new(Reads::new(id, raft.clone(), replica.clone(), lease, parts.metrics.clone())),
             inbound: GroupInbound::new(raft.clone(), id, parts.generation),
             options: parts.options,
             raft,

@@ -2,6 +2,7 @@
 
 use crate::clock;
 use crate::failure::Failure;
+use crate::group::metrics::GroupMetrics;
 use crate::group::raft::TypeConfig;
 use crate::group::replica::{Replica, State};
 use crate::group::reply::{Answer, Reply};
@@ -53,6 +54,7 @@ pub struct Reads {
     /// The term in which a read round has succeeded here: from then on this leader has applied
     /// everything that earlier leaders committed, and its lease alone is enough.
     confirmed_term: AtomicU64,
+    metrics: GroupMetrics,
 }
 
 impl Reads {
@@ -63,8 +65,10 @@ impl Reads {
         raft: openraft::Raft<TypeConfig, StateMachine>,
         replica: Arc<Replica>,
         lease: Duration,
+        metrics: GroupMetrics,
     ) -> Reads {
-        Reads { group, raft, replica, queue: Mutex::default(), lease, confirmed_term: AtomicU64::new(0) }
+        let confirmed_term = AtomicU64::new(0);
+        Reads { group, raft, replica, queue: Mutex::default(), lease, confirmed_term, metrics }
     }
 
     /// Takes a frame; never blocks for long. The reply is called exactly once.
@@ -166,6 +170,7 @@ impl Reads {
     }
 
     async fn round(&self, deadline: Instant) -> Result<(), Failure> {
+        self.metrics.read_rounds.inc();
         let round = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
         match tokio::time::timeout_at(deadline.into(), round).await {
             Ok(Ok(read_log_id)) => {

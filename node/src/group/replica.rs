@@ -6,6 +6,7 @@
 
 use crate::clock;
 use crate::engine::{Engine, Write, WriteOp, checkpoint};
+use crate::group::metrics::GroupMetrics;
 use crate::group::raft::{
     Applied, Entry, LogId, SnapshotMeta, StoredMembership, log_id_from_pb, log_id_to_pb,
     stored_membership_from_pb, stored_membership_to_pb,
@@ -54,6 +55,7 @@ pub struct Replica {
     next_epoch: AtomicU64,
     applied_index: AtomicU64,
     unsaved_bytes: AtomicU64,
+    metrics: GroupMetrics,
     opened_at: Instant,
     /// Ms from `opened_at` to the last word of a leader; u64::MAX before the first.
     leader_heard_ms: AtomicU64,
@@ -78,7 +80,7 @@ impl Replica {
     ///
     /// # Errors
     /// When the engine fails or a record is damaged.
-    pub fn open(engine: Engine, id: GroupId) -> io::Result<Replica> {
+    pub fn open(engine: Engine, id: GroupId, metrics: GroupMetrics) -> io::Result<Replica> {
         let saved = read_applied(&engine, id)?;
         let epoch = saved.as_ref().map_or(1, |record| record.epoch);
         let applied = saved.as_ref().and_then(|record| record.log_id.as_ref()).map(log_id_from_pb);
@@ -98,6 +100,7 @@ impl Replica {
             disk: tokio::sync::Mutex::new(()),
             next_epoch: AtomicU64::new(epoch + 1),
             unsaved_bytes: AtomicU64::new(0),
+            metrics,
             opened_at: clock::now(),
             leader_heard_ms: AtomicU64::new(u64::MAX),
         })
@@ -149,6 +152,7 @@ impl Replica {
 
     /// Applies one committed entry.
     pub fn apply(&self, entry: &Entry) -> Applied {
+        let _timer = self.metrics.apply_seconds.start_timer();
         let mut results = Vec::new();
         let mut state = self.state.write();
         match &entry.payload {
@@ -202,6 +206,7 @@ impl Replica {
         let applied = applied_record(pending.epoch, pending.applied, &pending.membership);
         let ops = checkpoint_ops(self.id, &dirty, &applied);
         self.engine.write(ops).await?;
+        self.metrics.checkpoints.inc();
         self.state.write().checkpointed =
             Checkpointed { log_id: pending.applied, membership: pending.membership };
         Ok(self.checkpoint_meta())

@@ -82,7 +82,8 @@ impl StoreBuilder<TypeConfig, LogStore, Receiving, TempDir> for Builder {
         let dir = tempfile::tempdir().unwrap();
         let engine = engine(dir.path());
         let store = LogStore::open_with(engine.clone(), GROUP, self.memory_bytes_max).unwrap();
-        let replica = Arc::new(Replica::open(engine.clone(), GROUP).unwrap());
+        let metrics = crate::group::metrics::GroupMetrics::register(&prometheus::Registry::new()).unwrap();
+        let replica = Arc::new(Replica::open(engine.clone(), GROUP, metrics).unwrap());
         let inner = StateMachine::new(replica.clone());
         Ok((dir, store, Receiving { inner, replica, engine }))
     }
