@@ -200,10 +200,12 @@ fn apply_chain(chain: &[(usize, u64)], groups: &mut [GroupPlacement]) -> u64 {
 }
 
 /// A name for a layout: equal for equal layouts, and with all likelihood different otherwise.
-/// Nodes refuse to bootstrap a group a second time under another name.
-pub fn layout_hash(cluster_id: &str, group: &GroupPlacement) -> String {
+/// Nodes refuse to bootstrap a group a second time under another name. `life` counts how often
+/// the group was destroyed under the same layout: each life has a name of its own.
+pub fn layout_hash(cluster_id: &str, group: &GroupPlacement, life: u32) -> String {
     let members: Vec<String> = group.members.iter().map(u64::to_string).collect();
-    let text = format!("{cluster_id}/{}/{}", group.group_id, members.join(","));
+    let life = if life == 0 { String::new() } else { format!("/{life}") };
+    let text = format!("{cluster_id}/{}/{}{life}", group.group_id, members.join(","));
     format!("{:032x}", fnv1a_128(text.as_bytes()))
 }
 
@@ -250,8 +252,9 @@ mod tests {
         let group = GroupPlacement { group_id: 1, members: vec![1, 2, 3], preferred_leader: 1 };
         let same = GroupPlacement { preferred_leader: 2, ..group.clone() };
         let other = GroupPlacement { members: vec![1, 2, 4], ..group.clone() };
-        assert_eq!(layout_hash("c", &group), layout_hash("c", &same));
-        assert_ne!(layout_hash("c", &group), layout_hash("c", &other));
+        assert_eq!(layout_hash("c", &group, 0), layout_hash("c", &same, 0));
+        assert_ne!(layout_hash("c", &group, 0), layout_hash("c", &group, 1));
+        assert_ne!(layout_hash("c", &group, 0), layout_hash("c", &other, 0));
         assert_eq!(fnv1a_128(b""), 0x6c62_272e_07bb_0142_62b8_2175_6295_c58d);
         assert_eq!(fnv1a_128(b"a"), 0xd228_cb69_6f1a_8caf_7891_2b70_4e4a_8964);
     }

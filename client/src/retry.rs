@@ -37,7 +37,9 @@ pub(crate) fn decide(error: &Error, is_read: bool, attempt: u32) -> Next {
         // The connection failed: without delay at first, another node may lead by now.
         Reason::Unspecified if attempt <= 1 => Next::Rediscover(Duration::ZERO),
         Reason::Unspecified | Reason::Timeout => Next::Rediscover(delay),
-        Reason::InvalidArgument | Reason::Internal | Reason::Precondition => Next::Fail,
+        Reason::InvalidArgument | Reason::Internal | Reason::Precondition | Reason::GroupDestroyed => {
+            Next::Fail
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! Whole administrative steps. Each can be repeated: what is done already is left as it is.
 
-use super::Admin;
+use super::{Admin, NodeAdmin};
 use crate::channel::{Address, parse_address};
 use crate::error::Error;
 use crate::placement::{self, GroupPlacement, Layout, NodeLoad, PlacementError};
@@ -12,6 +12,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 const GROUPS_AT_ONCE: usize = 16;
+/// How often a group of the same members may have been destroyed.
+const LIVES_MAX: u32 = 10_000;
 
 /// What to make of a set of empty nodes.
 #[derive(Clone, Debug)]
@@ -182,7 +184,7 @@ impl Admin {
         progress: &mut (impl FnMut(InitProgress) + Send),
     ) -> Result<bool, Error> {
         let tasks = layout.groups.iter().map(|group| async move {
-            let created = self.bootstrap_group(cluster_id, group, at).await?;
+            let created = self.bootstrap_group_at(cluster_id, group, at).await?;
             Ok::<_, Error>((group.group_id, created))
         });
         let mut any = false;
@@ -194,20 +196,55 @@ impl Admin {
         Ok(any)
     }
 
-    async fn bootstrap_group(
+    /// Creates a group where the placement says; false when it was there already. A group that was
+    /// destroyed before begins another life.
+    ///
+    /// # Errors
+    /// When a member does not answer, or has the group with other members.
+    pub async fn bootstrap_group(&self, cluster_id: &str, group: &GroupPlacement) -> Result<bool, Error> {
+        self.bootstrap_group_at(cluster_id, group, &BTreeMap::new()).await
+    }
+
+    async fn bootstrap_group_at(
         &self,
         cluster_id: &str,
         group: &GroupPlacement,
         at: &BTreeMap<u64, Address>,
     ) -> Result<bool, Error> {
-        let hash = placement::layout_hash(cluster_id, group);
+        for life in 0..LIVES_MAX {
+            let hash = placement::layout_hash(cluster_id, group, life);
+            let answers = self.bootstrap_members(cluster_id, group, at, &hash).await;
+            let is_over = |answer: &Result<bool, Error>| {
+                answer.as_ref().is_err_and(|error| error.reason() == Reason::GroupDestroyed)
+            };
+            if !answers.iter().any(is_over) {
+                let created: Vec<bool> = answers.into_iter().collect::<Result<_, _>>()?;
+                return Ok(created.contains(&true));
+            }
+            // A member that had no part in that life must not keep a replica of it.
+            for (member, _) in group.members.iter().zip(&answers).filter(|(_, a)| matches!(a, Ok(true))) {
+                self.at(*member, at).destroy_group(group.group_id, cluster_id).await?;
+            }
+        }
+        let message = format!("group {} was created and destroyed {LIVES_MAX} times", group.group_id);
+        Err(Error::did_not_happen(Reason::Precondition, message))
+    }
+
+    fn at(&self, member: u64, at: &BTreeMap<u64, Address>) -> NodeAdmin {
+        at.get(&member).map_or_else(|| self.node(member), |address| self.node(&**address))
+    }
+
+    async fn bootstrap_members(
+        &self,
+        cluster_id: &str,
+        group: &GroupPlacement,
+        at: &BTreeMap<u64, Address>,
+        hash: &str,
+    ) -> Vec<Result<bool, Error>> {
         let calls = group.members.iter().map(|member| {
-            let (hash, members) = (&hash, group.members.clone());
+            let members = group.members.clone();
             async move {
-                let node = match at.get(member) {
-                    Some(address) => self.node(&**address),
-                    None => self.node(*member),
-                };
+                let node = self.at(*member, at);
                 let leader = Some(group.preferred_leader);
                 let created = node.bootstrap(cluster_id, group.group_id, members, hash, leader).await;
                 created.map_err(|error| {
@@ -215,7 +252,7 @@ impl Admin {
                 })
             }
         });
-        Ok(try_join_all(calls).await?.into_iter().any(|created| created))
+        join_all(calls).await
     }
 
     /// Creates one more group on the least loaded nodes that are not draining, and waits until it
@@ -246,7 +283,7 @@ impl Admin {
             }
         };
         if existing.is_none_or(|group| group.leader.is_none()) {
-            self.bootstrap_group(&cluster_id, &placement, &BTreeMap::new()).await?;
+            self.bootstrap_group(&cluster_id, &placement).await?;
         }
         self.wait_ready(&[group_id], self.timeout, |_, _| {}).await?;
         Ok(placement)

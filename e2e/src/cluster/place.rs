@@ -64,7 +64,8 @@ pub fn free_ports(count: usize) -> Result<Vec<u16>> {
 /// The last lines of a log, and before them those that speak of trouble.
 pub fn end_of_log(path: &Path, lines_max: usize) -> String {
     let text = std::fs::read_to_string(path).unwrap_or_else(|error| format!("(no log: {error})"));
-    let lines: Vec<&str> = text.lines().collect();
+    // What openraft says of unreachable peers fills pages.
+    let lines: Vec<&str> = text.lines().filter(|line| !line.contains(" openraft::")).collect();
     let (early, late) = lines.split_at(lines.len().saturating_sub(lines_max));
     let trouble = early.iter().filter(|line| ["ERROR", "WARN", "panicked"].iter().any(|w| line.contains(w)));
     trouble.take(lines_max).chain(late).map(|line| format!("    {line}\n")).collect()

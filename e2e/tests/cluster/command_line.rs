@@ -19,7 +19,7 @@ const STEPS: &[Step] = &[
     (&["put", "no.parent", "x"], "", 1, "PARENT_DIR_NOT_EXISTS"),
     (&["put", "-p", "app.db.url", "there"], "", 0, ""),
     (&["put", "user", "x"], "", 1, "DIR_EXISTS"),
-    (&["put", "bad..key", "x"], "", 2, ""),
+    (&["put", "bad..key", "x"], "", 1, "INVALID_KEY"),
     (&["ls"], "", 0, "app"),
     (&["ls", "user"], "", 0, "alice"),
     (&["ls", "-r"], "", 0, "app.db.url"),
@@ -53,7 +53,7 @@ const STEPS: &[Step] = &[
     (&["-g", "77", "--timeout", "500ms", "get", "key"], "", 3, ""),
     (&["node", "drain", "3"], "", 0, ""),
     (&["node", "undrain", "3"], "", 0, ""),
-    (&["shell"], "mkdir s\nput s.k v\nget s.k\nuse 2\nget s.k\nexit\n", 0, "v"),
+    (&["shell"], "mkdir s\nput s.k v\nget s.k\nuse 2\nput s v2\nget s\nexit\n", 0, "v2"),
     (&["completions", "bash"], "", 0, "dtkv"),
     (&["nonsense"], "", 2, "nonsense"),
 ];
@@ -76,6 +76,11 @@ async fn every_command_says_what_it_did_and_exits_accordingly() -> Result<()> {
     ensure!(wrong.is_empty(), "{} of {} steps:\n{}", wrong.len(), STEPS.len(), wrong.join("\n"));
     let destroyed = cluster.dtkv(&["group", "destroy", "9", "--confirm", cluster.cluster_id()]).await?;
     destroyed.success().context("destroy a group")?;
+    for _ in 0..2 {
+        cluster.dtkv(&["group", "create", "9", "--members", "1,2,3"]).await?.success().context("again")?;
+    }
+    let gone = cluster.dtkv(&["-g", "9", "get", "key"]).await?;
+    ensure!(gone.code == Some(1), "the new group has the old one's key: {gone:?}");
     cluster.finish()
 }
 

@@ -3,6 +3,7 @@
 use anyhow::{Result, ensure};
 use dtkv_e2e::cluster::{Cluster, ClusterOptions};
 use dtkv_e2e::workload::{Workload, WorkloadOptions};
+use std::time::Duration;
 
 const KILLS: u64 = 5;
 
@@ -32,6 +33,24 @@ async fn no_acknowledged_write_is_lost_when_leaders_are_killed() -> Result<()> {
         cluster.same_digest(group, &cluster.node_ids()).await?;
     }
     println!("{kills} leaders killed; longest stall {} ms", verdict.longest_stall_ms());
+    cluster.finish()
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_follower_that_is_down_costs_its_leader_next_to_nothing() -> Result<()> {
+    let mut cluster = Cluster::start("follower-down", ClusterOptions::new(3, 8)).await?;
+    let (leader, follower) = (cluster.leader(1).await?, cluster.follower(1).await?);
+    cluster.node_mut(follower).kill()?;
+    for group in cluster.groups() {
+        cluster.client().group(group).put("key", "value").await?;
+    }
+    let (cpu, lines) = (cluster.node(leader).cpu_ms()?, cluster.node(leader).log().lines().count());
+    tokio::time::sleep(Duration::from_secs(4)).await;
+    let cpu = cluster.node(leader).cpu_ms()? - cpu;
+    let lines = cluster.node(leader).log().lines().count() - lines;
+    println!("the leader used {cpu} ms of CPU in 4 s and wrote {lines} lines");
+    ensure!(cpu < 800, "the leader used {cpu} ms of CPU in 4 s");
+    ensure!(lines < 1_000, "the leader wrote {lines} log lines in 4 s");
     cluster.finish()
 }
 

@@ -3,9 +3,10 @@
 use anyhow::{Context, Result, ensure};
 use dtkv_client::v1::{self, Code, failure::Reason};
 use dtkv_client::{ListOptions, PutOptions};
-use dtkv_e2e::cluster::{Cluster, ClusterOptions, http_get};
+use dtkv_e2e::cluster::{Cluster, ClusterOptions, http_get, wait_until};
 use dtkv_e2e::contract::{Pipe, Row, Told, table, unary};
 use prost::Message;
+use std::time::Duration;
 
 fn check(row: &Row, told: &Told, highest: &mut u64) -> Result<()> {
     ensure!(told.codes == row.codes, "{:?} was answered {:?}, not {:?}", row.call, told.codes, row.codes);
@@ -122,8 +123,13 @@ async fn people_and_machines_see_how_a_node_is() -> Result<()> {
     cluster.client().group(1).put("key", "value").await?;
     for node in cluster.node_ids() {
         let address = cluster.node(node).http_address();
+        wait_until("the node to be ready", Duration::from_secs(10), async || {
+            let answer = http_get(&address, "/readyz").await?;
+            Ok(if answer.0 == 200 { Ok(()) } else { Err(answer) })
+        })
+        .await?;
         for (path, word) in
-            [("/healthz", ""), ("/readyz", ""), ("/metrics", "dtkv_"), ("/", "<html"), ("/status.json", "{")]
+            [("/healthz", ""), ("/metrics", "dtkv_"), ("/", "<html"), ("/status.json", "{")]
         {
             let (status, body) = http_get(&address, path).await?;
             ensure!(status == 200 && body.contains(word), "n{node}{path}: {status} {body:.200}");

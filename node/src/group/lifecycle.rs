@@ -72,7 +72,7 @@ impl Group {
         .map_err(|e| io::Error::other(format!("{id}: {e}")))?;
         let lease = Duration::from_millis((parts.options.election_timeout_min_ms as f64 * LEASE_PART) as u64);
         let now = clock::now();
-        Ok(Group(Arc::new(Inner {
+        let group = Group(Arc::new(Inner {
             id,
             node_id: parts.node_id,
             generation: parts.generation,
@@ -87,7 +87,19 @@ impl Group {
             parking: Parking::new(now),
             upkeep: Upkeep::new(now, recover_to),
             metrics: parts.metrics,
-        })))
+        }));
+        group.elect_if_alone().await;
+        Ok(group)
+    }
+
+    /// Nobody else can lead a group of one voter: there is nothing to wait for.
+    async fn elect_if_alone(&self) {
+        let me = self.node_id();
+        let is_alone =
+            self.raft().with_raft_state(move |state| state.membership_state.effective().voter_ids().eq([me]));
+        if is_alone.await.unwrap_or(false) {
+            self.elect().await;
+        }
     }
 
     /// Writes the first configuration into an empty replica; nothing happens when it has one.
@@ -147,7 +159,7 @@ impl Group {
     }
 
     async fn finish_proposals(&self, deadline: Instant) {
-        while self.0.proposals.in_flight() > 0 && self.is_leader() && clock::now() < deadline {
+        while self.0.proposals.in_flight() > 0 && clock::now() < deadline {
             tokio::time::sleep(Duration::from_millis(5)).await;
         }
     }
@@ -177,6 +189,10 @@ fn raft_config(options: &GroupOptions) -> io::Result<openraft::Config> {
         // A snapshot may be large and its stream is rate limited; progress is watched by transport.
         install_snapshot_timeout: 3_600_000,
         enable_pre_vote: Some(true),
+        // What was applied since the last checkpoint is not in the state that a restart loads. A
+        // leader that went on in its old term would not know how far it had committed, and would
+        // answer reads from that older state.
+        enable_leader_restore: Some(false),
         ..openraft::Config::default()
     };
     config.validate().map_err(io::Error::other)

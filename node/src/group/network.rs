@@ -139,12 +139,25 @@ impl NetworkClient {
         }
     }
 
-    fn open_session<S>(&self, input: S, option: &RPCOption) -> Result<AppendStream<'_, S>, RpcError> {
+    async fn open_session<S>(
+        &self,
+        mut input: S,
+        option: &RPCOption,
+    ) -> Result<AppendStream<'_, S>, RpcError>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
+    {
         let patience = option.soft_ttl().max(APPEND_PROGRESS_MIN);
         let GroupNetwork { transport, group, generation, .. } = &self.network;
-        let session = transport
-            .session(self.target, *group, *generation)
-            .map_err(|failure| self.error(RPCTypes::AppendEntries, patience, &failure))?;
+        let session = match transport.session(self.target, *group, *generation) {
+            Ok(session) => session,
+            Err(failure) => {
+                // openraft waits out its backoff in the stream of requests and nowhere else: without
+                // this look at it, a peer that is down would be tried a hundred thousand times a second.
+                input.next().await;
+                return Err(self.error(RPCTypes::AppendEntries, patience, &failure));
+            }
+        };
         Ok(AppendStream {
             client: self,
             session,
@@ -180,7 +193,7 @@ impl RaftNetworkV2<TypeConfig> for NetworkClient {
         let client = &*self;
         Box::pin(async move {
             let answers: BoxStream<'s, _> = match client.appends {
-                Appends::Pipelined => Box::pin(client.open_session(input, &option)?),
+                Appends::Pipelined => Box::pin(client.open_session(input, &option).await?),
                 Appends::Heartbeats => Box::pin(input.then(move |rpc| {
                     let option = option.clone();
                     async move { client.append_once(rpc, &option).await }

@@ -11,7 +11,7 @@ use tonic::{Code, Status};
 pub fn code(reason: Reason) -> Code {
     match reason {
         Reason::Unspecified => Code::Unknown,
-        Reason::NotLeader | Reason::Precondition => Code::FailedPrecondition,
+        Reason::NotLeader | Reason::Precondition | Reason::GroupDestroyed => Code::FailedPrecondition,
         Reason::GroupNotFound => Code::NotFound,
         Reason::GroupNotReady | Reason::Stopping => Code::Unavailable,
         Reason::Overloaded => Code::ResourceExhausted,
@@ -34,6 +34,7 @@ pub fn label(reason: Reason) -> &'static str {
         Reason::InvalidArgument => "invalid_argument",
         Reason::Internal => "internal",
         Reason::Precondition => "precondition",
+        Reason::GroupDestroyed => "group_destroyed",
     }
 }
 
@@ -65,7 +66,7 @@ mod tests {
     use super::*;
     use crate::ids::GroupId;
 
-    const REASONS: [Reason; 10] = [
+    const REASONS: [Reason; 11] = [
         Reason::Unspecified,
         Reason::NotLeader,
         Reason::GroupNotFound,
@@ -76,6 +77,7 @@ mod tests {
         Reason::InvalidArgument,
         Reason::Internal,
         Reason::Precondition,
+        Reason::GroupDestroyed,
     ];
 
     #[test]

@@ -9,6 +9,7 @@ use crate::storage_v1 as pb;
 use crate::store::{Store, identity, records};
 use crate::transport::{NodeAddress, ReplySender};
 use dtkv_client::v1;
+use dtkv_client::v1::failure::Reason;
 use std::collections::BTreeSet;
 use std::time::Duration;
 
@@ -63,6 +64,11 @@ impl Store {
             }
             if node.node_id == 0 || node.peer_address.is_empty() {
                 return Err(Failure::invalid("a node needs an id above 0 and a peer address"));
+            }
+            if self.0.transport.book().is_tombstone(id) {
+                return Err(Failure::precondition(format!(
+                    "{id} was removed from the cluster for ever: let the node join under a new id, with an empty disk"
+                )));
             }
             self.0.transport.book().put(NodeAddress {
                 node: id,
@@ -143,12 +149,17 @@ impl Store {
                 "the members must be distinct and name {node}, which was asked"
             )));
         }
+        if request.group_id == 0 {
+            return Err(Failure::invalid("group ids begin at 1"));
+        }
+        self.check_known(&members)?;
         let _changing = self.0.changing.lock().await;
         let id = GroupId(request.group_id);
         let wanted = descriptor_of(&request, &members);
         let existing = records::descriptor(&self.0.engine, id).map_err(io_failure)?;
         let created = match &existing {
             Some(existing) if existing.generation != wanted.generation => {
+                self.check_not_destroyed(&wanted)?;
                 return Err(Failure::precondition(format!(
                     "{id} exists already, with another layout or other members"
                 )));
@@ -164,6 +175,25 @@ impl Store {
             self.group(id)?.initialize(members).await?;
         }
         Ok(v1::BootstrapResponse { created })
+    }
+
+    fn check_not_destroyed(&self, descriptor: &pb::Descriptor) -> Result<(), Failure> {
+        let id = GroupId(descriptor.group_id);
+        match records::replica_tombstone(&self.0.engine, id).map_err(io_failure)? {
+            Some(tombstone) => check_tombstone(&tombstone, descriptor, u64::MAX),
+            None => Ok(()),
+        }
+    }
+
+    /// A member that cannot be reached for want of an address would never vote.
+    fn check_known(&self, members: &BTreeSet<NodeId>) -> Result<(), Failure> {
+        match members.iter().find(|node| self.address(**node).is_none()) {
+            Some(node) => Err(Failure::precondition(format!(
+                "{} does not know {node}: add the node to the cluster first",
+                self.node_id()
+            ))),
+            None => Ok(()),
+        }
     }
 
     /// Writes the descriptor and starts an empty replica.
@@ -338,12 +368,23 @@ impl Store {
         self.check_epoch(request.epoch).await?;
         let group = self.group(GroupId(request.group_id))?;
         let to = (request.to != 0).then_some(NodeId(request.to));
+        if let Some(node) = to.filter(|node| *node != self.node_id() && group.is_leader()) {
+            self.check_answers(node)?;
+        }
         let timeout = match request.timeout_ms {
             0 => TRANSFER_TIMEOUT,
             ms => Duration::from_millis(u64::from(ms)),
         };
         let (leader, term) = group.transfer_leader(to, timeout).await?;
         Ok(v1::TransferLeaderResponse { leader_id: leader.0, term })
+    }
+
+    /// A leader that hands over stops serving meanwhile, so it must not be to nobody.
+    fn check_answers(&self, node: NodeId) -> Result<(), Failure> {
+        if self.0.transport.is_connected(node) {
+            return Ok(());
+        }
+        Err(Failure::precondition(format!("{node} does not answer and cannot take leadership now")))
     }
 
     /// Gives up leadership for a while.
@@ -536,9 +577,8 @@ fn check_tombstone(
 ) -> Result<(), Failure> {
     let id = GroupId(tombstone.group_id);
     if tombstone.destroyed_generations.contains(&descriptor.generation) {
-        return Err(Failure::precondition(format!(
-            "{id} was destroyed under this layout: create it with a new layout hash"
-        )));
+        let message = format!("{id} was destroyed under this layout: create it with a new layout hash");
+        return Err(Failure::new(Reason::GroupDestroyed, message));
     }
     if tombstone.generation == descriptor.generation && config_index < tombstone.config_index {
         return Err(Failure::precondition(format!(

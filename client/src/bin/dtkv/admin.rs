@@ -11,7 +11,7 @@ use crate::fault::{Exit, Fault};
 use crate::output::{count, nodes};
 use crate::overview::{Overview, members, no_group};
 use dtkv_client::admin::Admin;
-use dtkv_client::placement::{GroupPlacement, layout_hash};
+use dtkv_client::placement::GroupPlacement;
 use dtkv_client::v1::NodeAddress;
 use futures::future::join_all;
 use report::{Digests, Limits, Outcome, ReplicaDigest};
@@ -80,12 +80,7 @@ async fn create_on(
     }
     let cluster_id = cluster_id(admin).await?;
     let placement = GroupPlacement { group_id: id, members, preferred_leader };
-    let hash = layout_hash(&cluster_id, &placement);
-    for &member in &placement.members {
-        let (members, leader) = (placement.members.clone(), Some(preferred_leader));
-        let created = admin.node(member).bootstrap(&cluster_id, id, members, &hash, leader).await;
-        created.map_err(|e| Fault::from(e).at(format!("n{member}")))?;
-    }
+    admin.bootstrap_group(&cluster_id, &placement).await?;
     admin.wait_ready(&[id], STEP_TIMEOUT, |_, _| {}).await?;
     Ok(placement)
 }
