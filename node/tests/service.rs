@@ -1,0 +1,12 @@
+//! One real node over real sockets: what clients, operators, collectors and people get from it.
+
+#[path = "service/harness.rs"]
+mod harness;
+#[path = "service/lifecycle.rs"]
+mod lifecycle;
+#[path = "service/pipe.rs"]
+mod pipe;
+#[path = "service/ports.rs"]
+mod ports;
+#[path = "service/unary.rs"]
+mod unary;
