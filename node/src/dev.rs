@@ -36,8 +36,8 @@ pub struct DevArgs {
     /// First port; every node takes three, the next node's begin 10 higher
     #[arg(long, default_value_t = 9331, value_name = "PORT")]
     port: u16,
-    /// Log filter; the default shows what goes wrong only
-    #[arg(long, default_value = "warn", value_name = "FILTER")]
+    /// Log filter; nodes that do not find each other yet are no news here, so it is error
+    #[arg(long, default_value = "error", value_name = "FILTER")]
     log: String,
     /// Any setting for all nodes; may be repeated
     #[arg(long = "set", value_name = "SECTION.KEY=VALUE")]

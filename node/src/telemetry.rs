@@ -10,7 +10,8 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::util::SubscriberInitExt;
 
 /// Starts the log output, once for the process; a later call changes nothing. openraft tells every
-/// step of every group at `info`, so it has a level of its own: `openraft=info` in `filter` raises it.
+/// step of every group at `info` and every message that a lost peer did not get at `warn`, so it has
+/// a level of its own: `openraft=info` in `filter` raises it.
 ///
 /// # Errors
 /// When `filter` is no log filter.

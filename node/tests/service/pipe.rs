@@ -82,14 +82,14 @@ async fn bad_frames_are_refused_one_by_one_and_the_stream_goes_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn thousands_of_frames_are_all_answered_although_few_may_be_in_flight() {
     let node = Running::start_with(|config| config.limits.frames_per_stream_max = 3).await;
-    let frames: Vec<Frame> = (0..5_000u64)
+    let frames: Vec<Frame> = (0..1_000u64)
         .map(|id| {
             let key = format!("k{}", id % 100);
             frame(id, &[put(key.as_bytes(), b"v")])
         })
         .collect();
     let replies = exchange(&node, frames).await;
-    assert_eq!(replies.len(), 5_000);
+    assert_eq!(replies.len(), 1_000);
     assert!(replies.values().all(|reply| reply.failure.is_none()));
     node.metric_becomes("dtkv_service_inflight_bytes", 0.0).await;
     node.stop().await;

@@ -94,7 +94,7 @@ async fn administration_is_delegated_and_its_failures_typed() {
     let wrong_index = v1::ChangeMembershipRequest {
         group_id: GROUP,
         expected_config_index: 12_345,
-        voters: vec![1],
+        voters: vec![1, 2],
         ..Default::default()
     };
     let status = admin.change_membership(wrong_index).await.expect_err("another configuration");
