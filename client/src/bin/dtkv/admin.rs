@@ -12,7 +12,7 @@ use crate::output::{count, nodes};
 use crate::overview::{Overview, members, no_group};
 use dtkv_client::admin::Admin;
 use dtkv_client::placement::GroupPlacement;
-use dtkv_client::v1::NodeAddress;
+use dtkv_client::v1::{GroupStatus, NodeAddress};
 use futures::future::join_all;
 use report::{Digests, Limits, Outcome, ReplicaDigest};
 use serde_json::json;
@@ -20,6 +20,10 @@ use std::time::Duration;
 
 /// How long a person waits for a step of the cluster: an election, a learner that catches up.
 const STEP_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How often, and how far apart, the removal of a replica is tried again.
+const CLEAN_UP_ATTEMPTS: u32 = 10;
+const CLEAN_UP_PAUSE: Duration = Duration::from_millis(300);
 
 fn patient(context: &Context) -> Admin {
     context.admin().with_timeout(context.settings.timeout.max(STEP_TIMEOUT))
@@ -123,6 +127,11 @@ async fn change(
 ) -> Result<Exit, Fault> {
     let admin = patient(context);
     let before = admin.group_status(id, true).await?;
+    if let Some(heir) = heir(&before, &voters) {
+        // A leader that removes itself leaves an election behind; handed over before, it does not.
+        let answer = admin.transfer_leader(id, Some(heir)).await?;
+        eprintln!("n{} leads and is to leave: n{} leads now", before.node_id, answer.leader_id);
+    }
     let expected = config_index.unwrap_or(before.config_index);
     let index = admin.change_membership(id, expected, voters.clone(), learners.clone()).await?;
     let stays = |node: &u64| voters.contains(node) || learners.contains(node);
@@ -143,10 +152,29 @@ async fn change(
     Ok(Exit::Done)
 }
 
+/// The voter that should lead before the leader leaves: of those that stay, the furthest.
+fn heir(leader: &GroupStatus, voters: &[u64]) -> Option<u64> {
+    let stays = |node: &u64| voters.contains(node) && leader.voters.contains(node);
+    if stays(&leader.node_id) {
+        return None;
+    }
+    let peers = leader.peers.iter().filter(|peer| stays(&peer.node_id));
+    let furthest = peers.max_by_key(|peer| peer.match_index).map(|peer| peer.node_id);
+    furthest.or_else(|| leader.voters.iter().copied().find(|node| stays(node)))
+}
+
 /// Removes the replicas that a change left behind. Answers with those that are still there.
 async fn clean_up(admin: &Admin, id: u32, config_index: u64, left: &[u64]) -> Vec<String> {
     let removals = left.iter().map(|&node| async move {
-        let removed = admin.node(node).destroy_replica(id, config_index).await;
+        let mut removed = admin.node(node).destroy_replica(id, config_index).await;
+        // The node may hear of its removal a moment later than the leader.
+        for _ in 0..CLEAN_UP_ATTEMPTS {
+            if removed.is_ok() {
+                break;
+            }
+            tokio::time::sleep(CLEAN_UP_PAUSE).await;
+            removed = admin.node(node).destroy_replica(id, config_index).await;
+        }
         removed.err().map(|e| format!("the replica on n{node} is not removed: {}", e.message()))
     });
     join_all(removals).await.into_iter().flatten().collect()
@@ -259,4 +287,27 @@ pub async fn limits(context: &Context) -> Result<Exit, Fault> {
         }
     }
     Err(failure)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use dtkv_client::v1::PeerProgress;
+
+    #[test]
+    fn leader_that_leaves_has_an_heir_among_those_that_stay() {
+        let peer = |node_id, match_index| PeerProgress { node_id, match_index, ..PeerProgress::default() };
+        let leader = GroupStatus {
+            node_id: 1,
+            voters: vec![1, 2, 3],
+            learners: vec![4],
+            peers: vec![peer(2, 50), peer(3, 70), peer(4, 90)],
+            ..GroupStatus::default()
+        };
+        assert_eq!(heir(&leader, &[1, 2, 4]), None);
+        assert_eq!(heir(&leader, &[2, 3, 4]), Some(3));
+        assert_eq!(heir(&leader, &[2, 4]), Some(2));
+        // Nobody stays: the store has to manage alone.
+        assert_eq!(heir(&leader, &[4]), None);
+    }
 }

@@ -70,7 +70,8 @@ pub struct GroupView {
     pub outgoing_voters: Vec<u64>,
     pub config_index: u64,
     pub commit_index: u64,
-    pub tree_nodes: u64,
+    /// Nodes of the tree without its root.
+    pub keys: u64,
     pub tree_bytes: u64,
     pub log_bytes: u64,
     /// Entries that the slowest replica is behind.
@@ -90,7 +91,8 @@ pub struct ReplicaView {
     pub role: &'static str,
     pub applied_index: u64,
     pub lag_entries: u64,
-    pub last_contact_ms: u64,
+    /// None = never.
+    pub last_contact_ms: Option<u64>,
     pub log_bytes: u64,
     pub ready: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
@@ -114,7 +116,7 @@ impl From<GroupInfo> for GroupView {
             outgoing_voters,
             config_index: newest.map_or(0, |status| status.config_index),
             commit_index,
-            tree_nodes: shown.tree_nodes,
+            keys: shown.tree_nodes.saturating_sub(1),
             tree_bytes: shown.tree_bytes,
             log_bytes: shown.log_bytes,
             lag_entries: replicas.iter().map(|replica| replica.lag_entries).max().unwrap_or(0),
@@ -162,7 +164,7 @@ fn replica(
         role,
         applied_index: known.applied_index,
         lag_entries: status.map_or(0, |status| commit_index.saturating_sub(status.applied_index)),
-        last_contact_ms: known.last_contact_ms,
+        last_contact_ms: Some(known.last_contact_ms).filter(|ms| *ms < u64::MAX && status.is_some()),
         log_bytes: known.log_bytes,
         ready: known.ready,
         failure: known.failure,
@@ -356,7 +358,7 @@ pub mod tests {
     fn healthy_group_has_no_warning() {
         let group = group_of(healthy());
         assert_eq!(group.warnings, Vec::<String>::new());
-        assert_eq!((group.leader, group.lag_entries, group.tree_nodes), (Some(1), 0, 10));
+        assert_eq!((group.leader, group.lag_entries, group.keys), (Some(1), 0, 9));
     }
 
     #[test]

@@ -22,7 +22,7 @@ fn group_status(group_id: u32, tree: &Tree) -> GroupStatus {
         config_index: 1,
         commit_index: tree.index,
         applied_index: tree.index,
-        tree_nodes: tree.len(),
+        tree_nodes: tree.node_count(),
         confirmed: true,
         config_committed: true,
         ready: true,
@@ -159,7 +159,7 @@ impl Admin for Service {
         let digest = |tree: &mut Tree| TreeDigestResponse {
             applied_index: tree.index,
             digest: "00112233445566778899aabbccddeeff".into(),
-            nodes: tree.len(),
+            nodes: tree.node_count(),
         };
         let found = self.0.with_tree(request.into_inner().group_id, digest);
         found.map(Response::new).map_err(|failure| status(&failure))

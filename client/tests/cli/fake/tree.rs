@@ -170,7 +170,8 @@ impl Tree {
         Ok((page, rest.len() > limit))
     }
 
-    pub fn len(&self) -> u64 {
-        self.entries.len() as u64
+    /// With the root.
+    pub fn node_count(&self) -> u64 {
+        self.entries.len() as u64 + 1
     }
 }

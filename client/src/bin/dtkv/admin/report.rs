@@ -62,7 +62,8 @@ pub struct ReplicaDigest {
     node_id: u64,
     applied_index: u64,
     digest: String,
-    nodes: u64,
+    /// Nodes of the tree without its root.
+    keys: u64,
     #[serde(skip_serializing_if = "Option::is_none")]
     failure: Option<String>,
 }
@@ -76,7 +77,7 @@ impl ReplicaDigest {
             node_id,
             applied_index: answer.applied_index,
             digest: answer.digest,
-            nodes: answer.nodes,
+            keys: answer.nodes.saturating_sub(1),
             failure,
         }
     }
@@ -131,7 +132,7 @@ impl Report for Digests {
                 replica.group_id.to_string(),
                 format!("n{}", replica.node_id),
                 replica.applied_index.to_string(),
-                replica.nodes.to_string(),
+                replica.keys.to_string(),
                 digest,
                 verdict.to_string(),
             ]
@@ -206,7 +207,7 @@ mod tests {
     use dtkv_client::v1::failure::Reason;
 
     fn digest(group_id: u32, node_id: u64, applied_index: u64, digest: &str) -> ReplicaDigest {
-        let answer = TreeDigestResponse { applied_index, digest: digest.into(), nodes: 4 };
+        let answer = TreeDigestResponse { applied_index, digest: digest.into(), nodes: 5 };
         ReplicaDigest::new(group_id, node_id, Ok(answer))
     }
 

@@ -86,9 +86,10 @@ impl Recorder {
         if is_read { latencies.gets.saturating_record(ns) } else { latencies.puts.saturating_record(ns) }
     }
 
-    /// An operation failed.
+    /// An operation failed. Those that fail after the end were issued before it, and a store that
+    /// answers nothing shows only there.
     pub fn failed(&self, reason: String) {
-        if self.phase.load(Relaxed) == MEASURING {
+        if self.phase.load(Relaxed) != WARMING_UP {
             *self.errors.lock().entry(reason).or_default() += 1;
         }
     }
@@ -145,10 +146,11 @@ mod tests {
         recorder.failed("TIMEOUT".into());
         recorder.end();
         recorder.succeeded(1, true, since);
+        recorder.failed("TIMEOUT".into());
         let latencies = recorder.latencies();
         assert_eq!((latencies.puts.len(), latencies.gets.len(), latencies.all().len()), (1, 1, 2));
         assert_eq!(recorder.answers(), 4);
-        assert_eq!(recorder.errors(), BTreeMap::from([("TIMEOUT".to_string(), 1)]));
+        assert_eq!(recorder.errors(), BTreeMap::from([("TIMEOUT".to_string(), 2)]));
         assert!(recorder.is_over());
     }
 

@@ -181,7 +181,12 @@ impl Report for BenchReport {
     fn text(&self) -> String {
         let header =
             ["RUN", "OP", "OPS/S", "FAILED", "MEAN", "P50", "P90", "P99", "P99.9", "MAX", "CLIENT CPU"];
-        let rows = self.runs.iter().enumerate().flat_map(|(at, run)| rows(at + 1, run));
+        let all = match self.options.read_percent {
+            0 => "put",
+            100 => "get",
+            _ => "all",
+        };
+        let rows = self.runs.iter().enumerate().flat_map(|(at, run)| rows(at + 1, all, run));
         let mut text = self.options.sentence();
         text += &table(&header, &[0, 2, 3, 4, 5, 6, 7, 8, 9, 10], rows);
         if self.runs.len() > 1 {
@@ -204,16 +209,10 @@ impl BenchReport {
 }
 
 /// One line for the run; with a mix, also one for each kind.
-fn rows(number: usize, run: &Run) -> Vec<Vec<String>> {
-    let is_mix = run.put_latency.is_some() && run.get_latency.is_some();
-    let all = match (is_mix, &run.get_latency) {
-        (true, _) => "all",
-        (false, Some(_)) => "get",
-        (false, None) => "put",
-    };
+fn rows(number: usize, all: &str, run: &Run) -> Vec<Vec<String>> {
     let cpu = run.client_cpu_cores.map_or("-".into(), |cores| format!("{cores:.2}"));
     let mut rows = vec![row(number, all, run.latency.as_ref(), run, run.failed.to_string(), cpu)];
-    if is_mix {
+    if all == "all" {
         rows.push(row(number, "get", run.get_latency.as_ref(), run, String::new(), String::new()));
         rows.push(row(number, "put", run.put_latency.as_ref(), run, String::new(), String::new()));
     }
@@ -322,9 +321,9 @@ RUN  OP   OPS/S  FAILED     MEAN      P50      P90      P99    P99.9      MAX  C
 
     #[test]
     fn nothing_succeeded_is_told() {
-        let report = report(&[], vec![run(0, 0, &[("TIMEOUT", 2)])]);
+        let report = report(&["get"], vec![run(0, 0, &[("TIMEOUT", 2)])]);
         assert!(report.is_all_failed());
-        assert!(report.text().contains("  1  put      0       2     -"), "{}", report.text());
+        assert!(report.text().contains("  1  get      0       2     -"), "{}", report.text());
     }
 
     #[test]

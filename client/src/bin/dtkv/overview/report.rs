@@ -20,7 +20,7 @@ impl Report for GroupsTable<'_> {
                 nodes(&group.learners),
                 group.commit_index.to_string(),
                 group.lag_entries.to_string(),
-                group.tree_nodes.to_string(),
+                group.keys.to_string(),
                 size(group.tree_bytes),
                 size(group.log_bytes),
                 if group.warnings.is_empty() { "ok".into() } else { group.warnings.join("; ") },
@@ -78,7 +78,7 @@ impl Report for MembersTable<'_> {
                 replica.role.to_string(),
                 known(replica.applied_index.to_string()),
                 known(replica.lag_entries.to_string()),
-                known(age(replica.last_contact_ms)),
+                replica.last_contact_ms.map_or("-".into(), age),
                 known(size(replica.log_bytes)),
                 known(if replica.ready { "yes" } else { "no" }.to_string()),
             ]
@@ -104,7 +104,7 @@ impl Report for StatusPage<'_> {
         let up = overview.nodes.iter().filter(|node| !matches!(node.state, "down" | "tombstone")).count();
         let total = overview.nodes.iter().filter(|node| node.state != "tombstone").count();
         let leaders = overview.groups.iter().filter(|group| group.leader.is_some()).count();
-        let keys: u64 = overview.groups.iter().map(|group| group.tree_nodes).sum();
+        let keys: u64 = overview.groups.iter().map(|group| group.keys).sum();
         let mut text = format!("cluster {id}: {up} of {} up, ", count(total, "node"));
         text +=
             &format!("{leaders} of {} with a leader, {keys} keys\n\n", count(overview.groups.len(), "group"));
@@ -136,7 +136,7 @@ mod tests {
     fn groups_are_one_line_each() {
         let wanted = "\
 GROUP  LEADER  TERM  VOTERS    LEARNERS  COMMIT  LAG  KEYS     TREE      LOG  STATE
-    1  n1         3  n1 n2 n3  -            120    0    10  2.0 KiB  4.0 KiB  ok
+    1  n1         3  n1 n2 n3  -            120    0     9  2.0 KiB  4.0 KiB  ok
 ";
         assert_eq!(GroupsTable(&[group_of(healthy())]).text(), wanted);
     }
@@ -168,14 +168,14 @@ n3    voter   unreachable        -    -             -        -  -
             warnings: vec!["n2 is down".into()],
         };
         let wanted = "\
-cluster c-1: 1 of 2 nodes up, 1 of 1 group with a leader, 10 keys
+cluster c-1: 1 of 2 nodes up, 1 of 1 group with a leader, 9 keys
 
 NODE  STATE  CLIENTS        PEERS          REPLICAS  LEADERS  DURABILITY  UPTIME    VERSION
 n1    up     10.0.0.1:9332  10.0.0.1:9331         8        3  fsync       2 h 01 m  0.1.0
 n2    down   10.0.0.2:9332  10.0.0.2:9331         -        -  -           -         -
 
 GROUP  LEADER  TERM  VOTERS    LEARNERS  COMMIT  LAG  KEYS     TREE      LOG  STATE
-    1  n1         3  n1 n2 n3  -            120    0    10  2.0 KiB  4.0 KiB  ok
+    1  n1         3  n1 n2 n3  -            120    0     9  2.0 KiB  4.0 KiB  ok
 
 1 warning:
   n2 is down
