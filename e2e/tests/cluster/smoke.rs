@@ -128,9 +128,7 @@ async fn people_and_machines_see_how_a_node_is() -> Result<()> {
             Ok(if answer.0 == 200 { Ok(()) } else { Err(answer) })
         })
         .await?;
-        for (path, word) in
-            [("/healthz", ""), ("/metrics", "dtkv_"), ("/", "<html"), ("/status.json", "{")]
-        {
+        for (path, word) in [("/healthz", ""), ("/metrics", "dtkv_"), ("/", "<html"), ("/status.json", "{")] {
             let (status, body) = http_get(&address, path).await?;
             ensure!(status == 200 && body.contains(word), "n{node}{path}: {status} {body:.200}");
         }

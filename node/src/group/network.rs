@@ -139,11 +139,7 @@ impl NetworkClient {
         }
     }
 
-    async fn open_session<S>(
-        &self,
-        mut input: S,
-        option: &RPCOption,
-    ) -> Result<AppendStream<'_, S>, RpcError>
+    async fn open_session<S>(&self, mut input: S, option: &RPCOption) -> Result<AppendStream<'_, S>, RpcError>
     where
         S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Unpin,
     {

@@ -3,7 +3,6 @@
 mod admin;
 mod args;
 mod batch;
-#[expect(clippy::disallowed_methods, reason = "measures real time, and the node's clock is not here")]
 mod bench;
 mod context;
 mod fault;
