@@ -23,11 +23,17 @@ pub(crate) struct Topology {
     groups: FxHashMap<u32, GroupRoute>,
 }
 
-#[derive(Default)]
 struct GroupRoute {
     leader: Option<Claim>,
     replicas: Vec<u64>,
     turn: usize,
+}
+
+impl Default for GroupRoute {
+    /// Each client begins with another replica.
+    fn default() -> GroupRoute {
+        GroupRoute { leader: None, replicas: Vec::new(), turn: rand::random_range(0..1024) }
+    }
 }
 
 struct Claim {
@@ -89,6 +95,15 @@ impl Topology {
         self.groups.get(&group)?.leader.as_ref()
     }
 
+    fn redirect(&mut self, group: u32, leader: &NodeAddress) -> Option<Address> {
+        // A node that has not heard the leader's address names its id alone.
+        let address = self.learn_node(leader).or_else(|| self.nodes.get(&leader.node_id).cloned())?;
+        let route = self.groups.entry(group).or_default();
+        let term = route.leader.as_ref().map_or(0, |claim| claim.term);
+        route.leader = Some(Claim { term, by_itself: false, address: address.clone() });
+        Some(address)
+    }
+
     /// Any replica, another one each time.
     fn replica(&mut self, group: u32) -> Option<Address> {
         let route = self.groups.get_mut(&group)?;
@@ -140,7 +155,7 @@ impl Discovery {
 /// Knows, finds and forgets leaders.
 pub(crate) struct Router {
     topology: Mutex<Topology>,
-    /// Held during a round of questions; counts the rounds.
+    /// Held during a round of questions.
     asking: tokio::sync::Mutex<()>,
 }
 
@@ -179,14 +194,9 @@ impl Router {
         self.topology.lock().groups.get(&group).is_some_and(|route| !route.replicas.is_empty())
     }
 
-    /// Believes a hint.
+    /// Believes a hint. None when it does not lead to an address.
     pub fn redirect(&self, group: u32, leader: &NodeAddress) -> Option<Address> {
-        let mut topology = self.topology.lock();
-        let address = topology.learn_node(leader)?;
-        let route = topology.groups.entry(group).or_default();
-        let term = route.leader.as_ref().map_or(0, |claim| claim.term);
-        route.leader = Some(Claim { term, by_itself: false, address: address.clone() });
-        Some(address)
+        self.topology.lock().redirect(group, leader)
     }
 
     /// This node turned out not to serve the group.
@@ -324,6 +334,15 @@ mod tests {
         assert_eq!(leader(&topology), Some("n1:9332"));
         topology.forget_leader(1, &"n1:9332".into());
         assert_eq!(leader(&topology), None);
+    }
+
+    #[test]
+    fn hint_with_an_id_alone_leads_to_the_known_address() {
+        let mut topology = topology(&[status(1, Role::Leader, 3, 1)]);
+        let hint = |node_id| NodeAddress { node_id, ..NodeAddress::default() };
+        assert_eq!(topology.redirect(1, &hint(2)).as_deref(), Some("n2:9332"));
+        assert_eq!(leader(&topology), Some("n2:9332"));
+        assert_eq!(topology.redirect(1, &hint(9)), None);
     }
 
     #[test]
