@@ -16,6 +16,7 @@ use dtkv_client::v1::{GroupStatus, NodeAddress};
 use futures::future::join_all;
 use report::{Digests, Limits, Outcome, ReplicaDigest};
 use serde_json::json;
+use std::collections::BTreeSet;
 use std::time::Duration;
 
 /// How long a person waits for a step of the cluster: an election, a learner that catches up.
@@ -134,9 +135,7 @@ async fn change(
     }
     let expected = config_index.unwrap_or(before.config_index);
     let index = admin.change_membership(id, expected, voters.clone(), learners.clone()).await?;
-    let stays = |node: &u64| voters.contains(node) || learners.contains(node);
-    let old = before.voters.iter().chain(&before.learners).chain(&before.outgoing_voters);
-    let left: Vec<u64> = old.copied().filter(|node| !stays(node)).collect();
+    let left = left_behind(&admin, &before, &voters, &learners).await?;
     let leftovers = clean_up(&admin, id, index, &left).await;
     let text = format!(
         "group {id}: voters {}, learners {} (config index {index})",
@@ -161,6 +160,22 @@ fn heir(leader: &GroupStatus, voters: &[u64]) -> Option<u64> {
     let peers = leader.peers.iter().filter(|peer| stays(&peer.node_id));
     let furthest = peers.max_by_key(|peer| peer.match_index).map(|peer| peer.node_id);
     furthest.or_else(|| leader.voters.iter().copied().find(|node| stays(node)))
+}
+
+/// The nodes that are no members any more: those that were, and those that an earlier, interrupted
+/// change left with a replica.
+async fn left_behind(
+    admin: &Admin,
+    before: &GroupStatus,
+    voters: &[u64],
+    learners: &[u64],
+) -> Result<Vec<u64>, Fault> {
+    let report = admin.groups().await?;
+    let here = report.groups.iter().filter(|group| group.group_id == before.group_id);
+    let hosts = here.flat_map(|group| &group.replicas).map(|replica| replica.node_id);
+    let members = before.voters.iter().chain(&before.learners).chain(&before.outgoing_voters).copied();
+    let all: BTreeSet<u64> = hosts.chain(members).collect();
+    Ok(all.into_iter().filter(|node| !voters.contains(node) && !learners.contains(node)).collect())
 }
 
 /// Removes the replicas that a change left behind. Answers with those that are still there.

@@ -95,6 +95,8 @@ pub struct ReplicaView {
     pub last_contact_ms: Option<u64>,
     pub log_bytes: u64,
     pub ready: bool,
+    /// Idle, so that its node sends no heartbeats for it.
+    pub parked: bool,
     #[serde(skip_serializing_if = "String::is_empty")]
     pub failure: String,
 }
@@ -167,6 +169,7 @@ fn replica(
         last_contact_ms: Some(known.last_contact_ms).filter(|ms| *ms < u64::MAX && status.is_some()),
         log_bytes: known.log_bytes,
         ready: known.ready,
+        parked: known.parked,
         failure: known.failure,
     }
 }

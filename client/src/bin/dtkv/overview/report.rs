@@ -78,7 +78,7 @@ impl Report for MembersTable<'_> {
                 replica.role.to_string(),
                 known(replica.applied_index.to_string()),
                 known(replica.lag_entries.to_string()),
-                replica.last_contact_ms.map_or("-".into(), age),
+                last_contact(replica),
                 known(size(replica.log_bytes)),
                 known(if replica.ready { "yes" } else { "no" }.to_string()),
             ]
@@ -89,6 +89,14 @@ impl Report for MembersTable<'_> {
         let line =
             format!("group {}, term {}, config index {}\n", group.group_id, group.term, group.config_index);
         line + &rows + &warning_lines(&group.warnings)
+    }
+}
+
+fn last_contact(replica: &ReplicaView) -> String {
+    match replica.last_contact_ms {
+        Some(_) if replica.parked => "parked".into(),
+        Some(ms) => age(ms),
+        None => "-".into(),
     }
 }
 
@@ -145,12 +153,13 @@ GROUP  LEADER  TERM  VOTERS    LEARNERS  COMMIT  LAG  KEYS     TREE      LOG  ST
     fn members_show_how_far_each_is() {
         let mut replicas = healthy();
         replicas[1].applied_index = 100;
+        replicas[1].parked = true;
         replicas.pop();
         let wanted = "\
 group 1, term 3, config index 5
 NODE  MEMBER  ROLE         APPLIED  LAG  LAST CONTACT      LOG  READY
 n1    voter   leader           120    0          0 ms  4.0 KiB  yes
-n2    voter   follower         100   20          0 ms  4.0 KiB  yes
+n2    voter   follower         100   20        parked  4.0 KiB  yes
 n3    voter   unreachable        -    -             -        -  -
 
 1 warning:
