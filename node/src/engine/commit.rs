@@ -278,7 +278,7 @@ impl Commit {
 
     fn release(&self, bytes: usize) {
         let before = self.queue_bytes.fetch_sub(bytes, Ordering::Relaxed);
-        self.metrics.queue_bytes.set((before - bytes) as i64);
+        self.metrics.queue_bytes.set(before.saturating_sub(bytes) as i64);
         self.room.notify_waiters();
     }
 
