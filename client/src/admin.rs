@@ -196,12 +196,12 @@ impl Admin {
     /// Adds a learner to a group. With `wait` it returns once the learner has caught up.
     ///
     /// # Errors
-    /// PRECONDITION when the configuration is no longer the expected one (0 = any).
+    /// PRECONDITION when the configuration is no longer the expected one (None = any).
     pub async fn add_learner(
         &self,
         group_id: u32,
         node: NodeAddress,
-        expected_config_index: u64,
+        expected_config_index: Option<u64>,
         wait: bool,
     ) -> Result<u64, Error> {
         let request = v1::AddLearnerRequest {

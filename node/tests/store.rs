@@ -180,7 +180,7 @@ async fn a_destroyed_group_is_gone_and_its_id_can_be_used_under_a_new_layout() {
     }
     let again =
         cluster.store(1).bootstrap(cluster.bootstrap_request(1, &[1, 2, 3], "layout")).await.unwrap_err();
-    assert_eq!(again.reason, v1::failure::Reason::Precondition);
+    assert_eq!(again.reason, v1::failure::Reason::GroupDestroyed);
     for node in 1..=3 {
         cluster.store(node).bootstrap(cluster.bootstrap_request(1, &[1, 2, 3], "second")).await.unwrap();
     }

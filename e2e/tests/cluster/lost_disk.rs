@@ -8,7 +8,7 @@ use std::time::Duration;
 
 async fn replace(cluster: &Cluster, group: u32, old: u64, new: u64) -> Result<()> {
     let admin = cluster.client().admin().with_timeout(Duration::from_secs(30));
-    admin.add_learner(group, cluster.address(new), 0, true).await.context("add the learner")?;
+    admin.add_learner(group, cluster.address(new), None, true).await.context("add the learner")?;
     let status = admin.group_status(group, true).await?;
     let mut voters: Vec<u64> = status.voters.into_iter().filter(|node| *node != old).collect();
     voters.push(new);
@@ -45,7 +45,7 @@ async fn a_follower_that_lost_its_disk_comes_back_as_a_new_node() -> Result<()> 
         let refused = cluster.admin(node).add_nodes(vec![cluster.address(old)]).await;
         ensure!(refused.is_err(), "n{node} takes the old id back");
     }
-    let refused = cluster.client().admin().add_learner(1, cluster.address(old), 0, false).await;
+    let refused = cluster.client().admin().add_learner(1, cluster.address(old), None, false).await;
     ensure!(refused.is_err(), "the old id is a learner again");
     workload.progress(300).await?;
     let verdict = workload.stop().await?;

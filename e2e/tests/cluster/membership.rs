@@ -28,7 +28,7 @@ async fn change(cluster: &Cluster, group: u32, voters: &[u64]) -> Result<u64> {
 
 async fn add_learner(cluster: &Cluster, group: u32, node: u64) -> Result<()> {
     let admin = cluster.client().admin().with_timeout(Duration::from_secs(30));
-    admin.add_learner(group, cluster.address(node), 0, true).await?;
+    admin.add_learner(group, cluster.address(node), None, true).await?;
     let status = admin.group_status(group, true).await?;
     ensure!(status.learners.contains(&node), "n{node} is no learner of g{group}: {status:?}");
     ensure!(!status.voters.contains(&node), "a learner of g{group} votes: {status:?}");
@@ -89,7 +89,7 @@ async fn a_change_that_builds_on_an_old_configuration_is_refused() -> Result<()>
         let error = refused.err().with_context(|| format!("a change that builds on {wrong} went through"))?;
         ensure!(error.kind() != ErrorKind::OutcomeUnknown, "{error:?}");
     }
-    let refused = admin.add_learner(1, cluster.address(5), old, false).await;
+    let refused = admin.add_learner(1, cluster.address(5), Some(old), false).await;
     ensure!(refused.is_err_and(|e| e.reason() == Reason::Precondition), "a learner on an old configuration");
     ensure!(config_index(&cluster, 1).await? == new, "a refused change moved the configuration");
     for nonsense in [vec![], vec![1, 2, 99]] {

@@ -22,7 +22,7 @@ type ChangeResult =
     Result<ClientWriteResponse<TypeConfig>, RaftError<TypeConfig, ClientWriteError<TypeConfig>>>;
 
 impl Group {
-    /// Adds a learner if the configuration is still `expected_config_index` (0 = whatever it is);
+    /// Adds a learner if the configuration is still `expected_config_index` (None = whatever it is);
     /// adding one that is a member already changes nothing. Returns the configuration's index.
     ///
     /// # Errors
@@ -30,14 +30,16 @@ impl Group {
     pub async fn add_learner(
         &self,
         node: NodeId,
-        expected_config_index: u64,
+        expected_config_index: Option<u64>,
         wait: bool,
         timeout: Duration,
     ) -> Result<u64, Failure> {
         self.wake().await?;
         let current = self.effective_config()?;
         if !current.members.contains(&node) {
-            self.check_config_index(&current, expected_config_index)?;
+            if let Some(expected) = expected_config_index {
+                self.check_config_index(&current, expected)?;
+            }
             let add = Change::AddNodes(BTreeMap::from([(node, EmptyNode::new())]));
             self.change(add, true, current.log_id, timeout).await?;
         }
@@ -178,7 +180,7 @@ impl Group {
 
     fn check_config_index(&self, current: &Config, expected: u64) -> Result<(), Failure> {
         let actual = current.log_id.index();
-        if expected == 0 || expected == actual {
+        if expected == actual {
             return Ok(());
         }
         Err(Failure::precondition(format!(

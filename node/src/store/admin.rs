@@ -325,18 +325,35 @@ impl Store {
         request: v1::ChangeMembershipRequest,
     ) -> Result<v1::MembershipResponse, Failure> {
         self.check_epoch(request.epoch).await?;
-        if request.expected_config_index == 0 {
-            return Err(Failure::invalid(
-                "expected_config_index is required: read it from the group's status",
-            ));
-        }
         let group = self.group(GroupId(request.group_id))?;
         let voters: BTreeSet<NodeId> = request.voters.iter().map(|id| NodeId(*id)).collect();
         let learners: BTreeSet<NodeId> = request.learners.iter().map(|id| NodeId(*id)).collect();
         self.check_quorum_alive(&group, &voters)?;
+        if group.is_leader() && !voters.contains(&self.node_id()) {
+            return self.leave_to_successor(&group, &voters).await;
+        }
         let config_index =
             group.change_membership(request.expected_config_index, voters, learners, CHANGE_TIMEOUT).await?;
         Ok(v1::MembershipResponse { config_index })
+    }
+
+    /// A leader that is voted out hands over first, to a voter that stays, and sends the caller
+    /// there: so the group is never led by a node that is no member.
+    async fn leave_to_successor(
+        &self,
+        group: &Group,
+        voters: &BTreeSet<NodeId>,
+    ) -> Result<v1::MembershipResponse, Failure> {
+        let status = group.status_now();
+        let stays = |id: &&u64| voters.contains(&NodeId(**id)) && self.0.transport.is_connected(NodeId(**id));
+        let Some(successor) = status.voters.iter().find(stays).map(|id| NodeId(*id)) else {
+            return Err(Failure::precondition(format!(
+                "{} would keep none of its voters that answer: change them in two steps",
+                group.id()
+            )));
+        };
+        let (leader, _) = group.transfer_leader(Some(successor), TRANSFER_TIMEOUT).await?;
+        Err(Failure::not_leader(group.id(), Some(leader)))
     }
 
     /// No voluntary step may leave a group without a majority of voters that answer.

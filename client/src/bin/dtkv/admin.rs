@@ -109,7 +109,7 @@ async fn address(admin: &Admin, id: u64) -> Result<NodeAddress, Fault> {
 async fn add_learner(context: &Context, id: u32, node: u64, wait: bool) -> Result<Exit, Fault> {
     let admin = patient(context);
     let address = address(&admin, node).await?;
-    let config_index = admin.add_learner(id, address, 0, wait).await?;
+    let config_index = admin.add_learner(id, address, None, wait).await?;
     let how = if wait { "is a learner and has caught up" } else { "becomes a learner" };
     let text = format!("n{node} {how} in group {id} (config index {config_index})");
     context.print(&Outcome::new(
