@@ -316,7 +316,12 @@ async fn administrative_calls_refuse_nonsense() -> Result<()> {
     refuses!(add_learner, v1::AddLearnerRequest { node: Some(nowhere), ..learner.clone() });
     refuses!(add_learner, v1::AddLearnerRequest { node: Some(nobody), ..learner.clone() });
     refuses!(add_learner, v1::AddLearnerRequest { group_id: 99, node: Some(cluster.address(2)), ..learner });
-    let change = v1::ChangeMembershipRequest { group_id: 1, voters: vec![1, 2], ..Default::default() };
+    let change = v1::ChangeMembershipRequest {
+        group_id: 1,
+        voters: vec![1, 2],
+        expected_config_index: 1 << 40,
+        ..Default::default()
+    };
     refuses!(change_membership, change.clone());
     refuses!(change_membership, v1::ChangeMembershipRequest { group_id: 99, ..change.clone() });
     let now = admin.group_status(v1::GroupStatusRequest { group_id: 1, confirm: true }).await?.into_inner();
