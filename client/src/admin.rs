@@ -15,6 +15,7 @@ use crate::v1::admin_client::AdminClient;
 use crate::v1::failure::Reason;
 use crate::v1::{self, GroupStatus, IdentityResponse, NodeAddress, Role};
 use futures::future::join_all;
+use prost::Message;
 use std::collections::BTreeMap;
 use std::future::Future;
 use std::sync::Arc;
@@ -183,14 +184,15 @@ impl Admin {
     /// When no leader answers in time, or the group does not exist.
     pub async fn group_status(&self, group_id: u32, confirm: bool) -> Result<GroupStatus, Error> {
         let request = v1::GroupStatusRequest { group_id, confirm };
-        let status = self
-            .at_leader(group_id, true, request, async |mut admin, request| admin.group_status(request).await);
-        let status = status.await?;
-        if status.role() != Role::Leader {
-            let message = format!("n{} no longer leads group {group_id}; ask again", status.node_id);
-            return Err(Error::did_not_happen(Reason::NotLeader, message));
-        }
-        Ok(status)
+        let status = self.at_leader(group_id, true, request, async |mut admin, request| {
+            let answer = admin.group_status(request).await?;
+            if answer.get_ref().role() == Role::Leader {
+                Ok(answer)
+            } else {
+                Err(not_leading(answer.get_ref()))
+            }
+        });
+        status.await
     }
 
     /// Adds a learner to a group. With `wait` it returns once the learner has caught up.
@@ -343,6 +345,20 @@ impl Admin {
             }
         }
     }
+}
+
+/// Every replica answers a question for its status; this one must go on to the leader.
+fn not_leading(status: &GroupStatus) -> Status {
+    let leader = (status.leader_id != 0 && status.leader_id != status.node_id)
+        .then(|| NodeAddress { node_id: status.leader_id, ..NodeAddress::default() });
+    let message = format!("n{} does not lead group {}", status.node_id, status.group_id);
+    let failure = v1::Failure {
+        reason: Reason::NotLeader.into(),
+        message: message.clone(),
+        leader,
+        ..v1::Failure::default()
+    };
+    Status::with_details(tonic::Code::FailedPrecondition, message, failure.encode_to_vec().into())
 }
 
 fn nobody_answers(failures: &[(String, Error)]) -> Error {

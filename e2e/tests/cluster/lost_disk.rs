@@ -2,7 +2,7 @@
 //! old id: it comes back as a new node.
 
 use anyhow::{Context, Result, ensure};
-use dtkv_e2e::cluster::{Cluster, ClusterOptions};
+use dtkv_e2e::cluster::{Cluster, ClusterOptions, wait_until};
 use dtkv_e2e::workload::{Workload, WorkloadOptions};
 use std::time::Duration;
 
@@ -38,7 +38,11 @@ async fn a_follower_that_lost_its_disk_comes_back_as_a_new_node() -> Result<()> 
     workload.progress(300).await?;
     // Its machine comes back, with an empty disk and the old id.
     cluster.restart(old).await?;
-    let identity = cluster.admin(old).identity().await?;
+    let identity = wait_until("the empty node", Duration::from_secs(10), async || {
+        // The connection may still remember that nobody was there.
+        Ok(Ok::<_, ()>(cluster.admin(old).identity().await?))
+    })
+    .await?;
     ensure!(identity.cluster_id.is_empty(), "an empty disk knows a cluster");
     ensure!(identity.incarnation != incarnation, "an empty disk has the incarnation of the lost one");
     for &node in &rest {

@@ -90,7 +90,10 @@ async fn a_change_that_builds_on_an_old_configuration_is_refused() -> Result<()>
         ensure!(error.kind() != ErrorKind::OutcomeUnknown, "{error:?}");
     }
     let refused = admin.add_learner(1, cluster.address(5), Some(old), false).await;
-    ensure!(refused.is_err_and(|e| e.reason() == Reason::Precondition), "a learner on an old configuration");
+    let error = refused.err().context("a learner on an old configuration")?;
+    ensure!(error.reason() == Reason::Precondition, "{error:?}");
+    let created = cluster.status(5, 1).await;
+    ensure!(created.is_err(), "a refused learner left a replica behind: {created:?}");
     ensure!(config_index(&cluster, 1).await? == new, "a refused change moved the configuration");
     for nonsense in [vec![], vec![1, 2, 99]] {
         let refused = admin.change_membership(1, new, nonsense.clone(), vec![]).await;

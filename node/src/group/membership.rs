@@ -49,6 +49,22 @@ impl Group {
         Ok(self.effective_config()?.log_id.index())
     }
 
+    /// Whether adding this learner could begin now: nothing must be prepared for one that is refused.
+    ///
+    /// # Errors
+    /// NOT_LEADER, or PRECONDITION when the configuration is another.
+    pub fn check_before_learner(
+        &self,
+        node: NodeId,
+        expected_config_index: Option<u64>,
+    ) -> Result<(), Failure> {
+        let current = self.effective_config()?;
+        if current.members.contains(&node) {
+            return Ok(());
+        }
+        expected_config_index.map_or(Ok(()), |expected| self.check_config_index(&current, expected))
+    }
+
     /// Changes the configuration by joint consensus, if it is still `expected_config_index`.
     /// Returns the index of the new configuration, committed.
     ///

@@ -275,6 +275,7 @@ impl Store {
         if !group.is_leader() {
             return Err(Failure::not_leader(group.id(), group.leader()));
         }
+        group.check_before_learner(node, request.expected_config_index)?;
         self.learn_nodes(&[address]).await?;
         if node != self.node_id() {
             self.ask_for_replica(&group, node).await?;
