@@ -101,10 +101,10 @@ settings! {
         /// Where /metrics, /healthz, /readyz and the status page are.
         http: SocketAddr = SocketAddr::from(([127, 0, 0, 1], 9333)),
         /// host:port that other nodes are told; the address above when not given. Required when
-        /// that one is 0.0.0.0 or [::].
+        /// that one is 0.0.0.0 or `[::]`.
         advertised_peer: Option<String> = None,
         /// host:port that clients are told; the address above when not given. Required when that
-        /// one is 0.0.0.0 or [::].
+        /// one is 0.0.0.0 or `[::]`.
         advertised_client: Option<String> = None,
         /// Allows addresses beyond loopback without encryption or authentication: whoever reaches
         /// the ports reads and writes everything.
