@@ -47,6 +47,15 @@ impl ClusterOptions {
         ClusterOptions { nodes, groups, replicas: nodes.min(3) as usize, settings: Vec::new() }
     }
 
+    /// Followers wait so long for their leader that a test can tell an election from anything else
+    /// that takes its time on a busy machine.
+    #[must_use]
+    pub fn with_long_elections(self) -> ClusterOptions {
+        let longest = ELECTION_MS_MIN + 1_000;
+        self.with("raft.election_timeout_min_ms", ELECTION_MS_MIN)
+            .with("raft.election_timeout_max_ms", longest)
+    }
+
     /// With a setting.
     #[must_use]
     pub fn with(mut self, key: &str, value: impl ToString) -> ClusterOptions {
@@ -54,6 +63,9 @@ impl ClusterOptions {
         self
     }
 }
+
+/// See [`ClusterOptions::with_long_elections`].
+pub const ELECTION_MS_MIN: u64 = 3_000;
 
 /// A running cluster.
 pub struct Cluster {

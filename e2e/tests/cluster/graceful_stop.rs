@@ -1,13 +1,13 @@
 //! SIGTERM: the node hands its leaderships over, finishes what it has begun, and ends.
 
 use anyhow::{Result, ensure};
-use dtkv_e2e::cluster::{Cluster, ClusterOptions};
+use dtkv_e2e::cluster::{Cluster, ClusterOptions, ELECTION_MS_MIN};
 use dtkv_e2e::workload::{Workload, WorkloadOptions};
 use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_loses_nothing_and_costs_no_election_timeout() -> Result<()> {
-    let mut cluster = Cluster::start("graceful", ClusterOptions::new(3, 6)).await?;
+    let mut cluster = Cluster::start("graceful", ClusterOptions::new(3, 6).with_long_elections()).await?;
     let options = WorkloadOptions { clients: 3, ..WorkloadOptions::new(cluster.groups()) };
     let workload = Workload::start(cluster.endpoints(), options).await?;
     workload.progress(500).await?;
@@ -30,7 +30,7 @@ async fn a_rolling_restart_loses_nothing_and_costs_no_election_timeout() -> Resu
         cluster.same_digest(group, &cluster.node_ids()).await?;
     }
     println!("longest stall of a group {} ms; failures {:?}", verdict.longest_stall_ms(), verdict.failures());
-    ensure!(verdict.longest_stall_ms() < 1_000, "a stop cost an election timeout");
+    ensure!(verdict.longest_stall_ms() < ELECTION_MS_MIN, "a stop cost an election timeout");
     ensure!(verdict.unknown() == 0, "a graceful stop left outcomes unknown: {:?}", verdict.failures());
     cluster.finish()
 }
