@@ -112,10 +112,18 @@ impl Cluster {
     /// At once when two trees differ at the same index; later when the indexes never meet.
     pub async fn same_digest(&self, group: u32, nodes: &[u64]) -> Result<TreeDigestResponse> {
         let deadline = Instant::now() + Duration::from_secs(30);
-        loop {
+        'again: loop {
             let mut digests = Vec::new();
             for &node in nodes {
-                digests.push((node, self.admin(node).tree_digest(group).await?));
+                match self.admin(node).tree_digest(group).await {
+                    Ok(digest) => digests.push((node, digest)),
+                    // A node that was started a moment ago may still be refused by its old channel.
+                    Err(_) if Instant::now() < deadline => {
+                        sleep(POLL).await;
+                        continue 'again;
+                    }
+                    Err(error) => return Err(error.into()),
+                }
             }
             let (_, first) = digests.first().context("no nodes to compare")?;
             if digests.iter().all(|(_, digest)| digest.applied_index == first.applied_index) {
