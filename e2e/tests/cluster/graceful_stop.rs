@@ -1,9 +1,24 @@
 //! SIGTERM: the node hands its leaderships over, finishes what it has begun, and ends.
 
 use anyhow::{Result, ensure};
-use dtkv_e2e::cluster::{Cluster, ClusterOptions, ELECTION_MS_MIN};
+use dtkv_e2e::cluster::{Cluster, ClusterOptions, ELECTION_MS_MIN, wait_until};
 use dtkv_e2e::workload::{Workload, WorkloadOptions};
 use std::time::Duration;
+
+/// The next node goes only when this one has the log again and could take leadership over.
+async fn wait_caught_up(cluster: &Cluster, node: u64) -> Result<()> {
+    for group in cluster.groups() {
+        wait_until("the node to catch up", Duration::from_secs(20), async || {
+            let status = cluster.client().admin().group_status(group, true).await?;
+            let peer = status.peers.iter().find(|peer| peer.node_id == node);
+            let has_it = peer.is_none_or(|peer| peer.match_index + 20 >= status.last_index);
+            Ok(if has_it { Ok(()) } else { Err(status) })
+        })
+        .await?;
+    }
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    Ok(())
+}
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_rolling_restart_loses_nothing_and_costs_no_election_timeout() -> Result<()> {
@@ -22,6 +37,7 @@ async fn a_rolling_restart_loses_nothing_and_costs_no_election_timeout() -> Resu
         workload.progress(300).await?;
         cluster.restart(node).await?;
         cluster.wait_ready().await?;
+        wait_caught_up(&cluster, node).await?;
         println!("n{node} stopped and started again; it led {led} groups");
     }
     let verdict = workload.stop().await?;
