@@ -33,7 +33,11 @@ async fn a_follower_that_lost_its_disk_comes_back_as_a_new_node() -> Result<()> 
     }
     let rest: Vec<u64> = cluster.running().collect();
     for &node in &rest {
-        cluster.admin(node).tombstone(old).await.with_context(|| format!("tombstone at n{node}"))?;
+        // A follower learns of the new members a moment after the leader said that they are in force.
+        wait_until(&format!("the tombstone at n{node}"), Duration::from_secs(20), async || {
+            Ok(cluster.admin(node).tombstone(old).await.map_err(|failure| failure.to_string()))
+        })
+        .await?;
     }
     workload.progress(300).await?;
     // Its machine comes back, with an empty disk and the old id.
