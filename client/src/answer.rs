@@ -234,20 +234,37 @@ pub struct OpResult {
 /// The answer to one operation, by its kind.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum OpAnswer {
-    /// Put, remove, mkdir, compare-and-set; a get that found nothing.
+    /// Put, remove, mkdir, compare-and-set, update-ttl, unlock; a get that found nothing.
     Code(Code),
     /// A batch: the code of the whole and a code byte for each item.
     Batch(Code, Bytes),
+    /// Try-lock and update-lease: the fencing token of the grant, 0 when the caller holds none.
+    Token(Code, u64),
+    /// Keep-alive and drop-owner: how many nodes were renewed or removed.
+    Count(Code, u32),
+    /// A transaction: its packed result, for [`crate::packed::results`].
+    Txn(Code, Bytes),
     /// A get that found a node. Its `key` is left empty: the caller knows it.
     Node(Node),
+}
+
+impl OpAnswer {
+    /// The code of the operation as a whole.
+    pub fn code(&self) -> Code {
+        match self {
+            OpAnswer::Code(code)
+            | OpAnswer::Batch(code, _)
+            | OpAnswer::Token(code, _)
+            | OpAnswer::Count(code, _)
+            | OpAnswer::Txn(code, _) => *code,
+            OpAnswer::Node(_) => Code::Success,
+        }
+    }
 }
 
 impl OpResult {
     /// The code of the operation as a whole.
     pub fn code(&self) -> Code {
-        match self.answer {
-            OpAnswer::Code(code) | OpAnswer::Batch(code, _) => code,
-            OpAnswer::Node(_) => Code::Success,
-        }
+        self.answer.code()
     }
 }

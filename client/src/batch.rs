@@ -156,7 +156,7 @@ fn from_frame(keys: Vec<Bytes>, results: ManyResults) -> Result<BatchRead, Error
         .map(|(key, answer)| match answer {
             OpAnswer::Node(node) => Ok(Some(Node { key, ..node })),
             OpAnswer::Code(Code::NotFound) => Ok(None),
-            OpAnswer::Code(code) | OpAnswer::Batch(code, _) => Err(Error::refused(code)),
+            other => Err(Error::refused(other.code())),
         })
         .collect();
     Ok(BatchRead { index: results.index, lag_ms: results.lag_ms, nodes: nodes? })

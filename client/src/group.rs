@@ -95,7 +95,7 @@ impl Group {
         let node = match result.answer {
             OpAnswer::Node(node) => Some(Node { key: Bytes::copy_from_slice(key), ..node }),
             OpAnswer::Code(Code::NotFound) => None,
-            OpAnswer::Code(code) | OpAnswer::Batch(code, _) => return Err(Error::refused(code)),
+            other => return Err(Error::refused(other.code())),
         };
         Ok(ReadAnswer { index: result.index, lag_ms: result.lag_ms, node })
     }

@@ -190,10 +190,14 @@ fn answer_entry(
 }
 
 fn read_answer(kind: Kind, reply: &FrameReply, results: &mut Results<'_>) -> Result<OpAnswer, Malformed> {
+    let from = results.offset();
     Ok(match results.next(kind)? {
         PackedResult::Code(code) => OpAnswer::Code(code),
         PackedResult::Batch(code, codes) => OpAnswer::Batch(code, reply.results.slice_ref(codes)),
         PackedResult::Node(node) => OpAnswer::Node(Node::from_packed(Bytes::new(), &node, &reply.results)),
+        PackedResult::Token(code, token) => OpAnswer::Token(code, token),
+        PackedResult::Count(code, count) => OpAnswer::Count(code, count),
+        PackedResult::Txn(txn) => OpAnswer::Txn(txn.code, reply.results.slice(from..results.offset())),
     })
 }
 

@@ -1,6 +1,10 @@
 //! Packed operations and results: the layout of `Frame.ops` and `FrameReply.results`, and of the
 //! commands in the log. It is written down in `proto/dtkv/v1/packed.md`.
 
+pub mod expiry;
+pub mod scope;
+pub mod txn;
+
 use crate::v1::Code;
 
 /// Bytes in front of every operation: kind, flags, key length, value length.
@@ -17,6 +21,17 @@ pub enum Kind {
     CompareAndSet = 4,
     Batch = 5,
     Get = 6,
+    UpdateTtl = 7,
+    TryLock = 8,
+    Unlock = 9,
+    UpdateLease = 10,
+    KeepAlive = 11,
+    DropOwner = 12,
+    Txn = 13,
+    /// Only leaders propose it; see [`expiry`].
+    Expire = 14,
+    /// Makes the operations behind it happen once; has no result. See [`scope`].
+    Scope = 15,
 }
 
 impl Kind {
@@ -28,6 +43,15 @@ impl Kind {
             4 => Kind::CompareAndSet,
             5 => Kind::Batch,
             6 => Kind::Get,
+            7 => Kind::UpdateTtl,
+            8 => Kind::TryLock,
+            9 => Kind::Unlock,
+            10 => Kind::UpdateLease,
+            11 => Kind::KeepAlive,
+            12 => Kind::DropOwner,
+            13 => Kind::Txn,
+            14 => Kind::Expire,
+            15 => Kind::Scope,
             _ => return None,
         })
     }
@@ -47,15 +71,16 @@ const GUARD: u8 = 0x80;
 pub struct Op<'a> {
     /// What it does.
     pub kind: Kind,
-    /// The key; empty for batches.
+    /// The key; empty for operations that have none.
     pub key: &'a [u8],
-    /// Put: the value. Compare-and-set: the new value. Batch: packed operations.
+    /// Put: the value. Compare-and-set: the new value. Batch: packed operations. Others: see
+    /// `packed.md`.
     pub value: &'a [u8],
     /// Client id (16 bytes) and sequence.
     pub session: Option<([u8; 16], u64)>,
     /// Milliseconds.
     pub ttl_ms: Option<u64>,
-    /// Compare-and-set by update index; 0 = must not exist.
+    /// Only while the update index is this one; 0 = must not exist.
     pub expect_index: Option<u64>,
     /// Compare-and-set by value.
     pub expect: Option<&'a [u8]>,
@@ -174,6 +199,9 @@ impl<'a> Reader<'a> {
         let slice = self.bytes.get(self.at..end)?;
         self.at = end;
         Some(slice)
+    }
+    fn is_done(&self) -> bool {
+        self.at == self.bytes.len()
     }
     fn array<const N: usize>(&mut self) -> Option<[u8; N]> {
         self.take(N)?.try_into().ok()
@@ -322,11 +350,30 @@ pub fn pack_batch_result(code: Code, items: &[u8], out: &mut Vec<u8>) {
     out.extend_from_slice(items);
 }
 
+/// Appends the result of a try-lock or of an update of a lease.
+pub fn pack_token_result(code: Code, token: u64, out: &mut Vec<u8>) {
+    out.push(code as u8);
+    out.extend_from_slice(&token.to_le_bytes());
+}
+
+/// Appends the result of an operation on everything that a client owns, or of an expiry.
+pub fn pack_count_result(code: Code, count: u32, out: &mut Vec<u8>) {
+    out.push(code as u8);
+    out.extend_from_slice(&count.to_le_bytes());
+}
+
 /// One result, borrowed from packed bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PackedResult<'a> {
-    /// Put, remove, mkdir, compare-and-set; a get that found nothing.
+    /// Put, remove, mkdir, compare-and-set, update-ttl, unlock; a get that found nothing.
     Code(Code),
+    /// Try-lock, update-lease: the code, and the fencing token of the grant that the caller holds; 0
+    /// when it holds none.
+    Token(Code, u64),
+    /// Keep-alive, drop-owner, expire: how many nodes were renewed or removed.
+    Count(Code, u32),
+    /// Transaction.
+    Txn(txn::TxnResult<'a>),
     /// Batch: its code and a code byte for each item.
     Batch(Code, &'a [u8]),
     /// A get that found a node.
@@ -367,6 +414,9 @@ impl<'a> Results<'a> {
                 PackedResult::Batch(code, self.reader.take(n)?)
             }
             Kind::Get if code == Code::Success => PackedResult::Node(self.read_node()?),
+            Kind::TryLock | Kind::UpdateLease => PackedResult::Token(code, self.reader.u64()?),
+            Kind::KeepAlive | Kind::DropOwner | Kind::Expire => PackedResult::Count(code, self.reader.u32()?),
+            Kind::Txn => PackedResult::Txn(txn::TxnResult::read(code, &mut self.reader)?),
             _ => PackedResult::Code(code),
         })
     }

@@ -124,6 +124,9 @@ fn unpack(call: &Call, index: u64, bytes: &[u8]) -> Result<Told> {
                 told.codes = codes.collect::<Result<_, _>>()?;
             }
             PackedResult::Batch(code, _) => bail!("the batch as a whole was answered {code:?}"),
+            other @ (PackedResult::Token(..) | PackedResult::Count(..) | PackedResult::Txn(_)) => {
+                bail!("a {kind:?} was answered {other:?}")
+            }
             PackedResult::Node(node) => {
                 told.codes.push(Code::Success);
                 told.values.push((!node.dir).then(|| node.value.to_vec()));

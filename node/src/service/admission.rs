@@ -188,6 +188,7 @@ pub fn check_rules(op: &Op<'_>) -> Result<(), Code> {
         Kind::CompareAndSet => check_compare_and_set(op),
         Kind::Get => check_key_or_root(op.key),
         Kind::Remove | Kind::Mkdir | Kind::Batch => check_key(op.key),
+        _ => Err(Code::ClientReqError),
     }
 }
 

@@ -79,7 +79,7 @@ impl Tree {
             Kind::Remove => self.remove(at, op, caller),
             Kind::Mkdir => self.mkdir(at, op),
             Kind::CompareAndSet => self.compare_and_set(at, op),
-            Kind::Batch | Kind::Get => Err(Code::ClientReqError),
+            _ => Err(Code::ClientReqError),
         })
     }
 
