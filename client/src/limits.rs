@@ -21,6 +21,16 @@ pub const FRAME_OPS_MAX: usize = 256;
 pub const FRAME_BYTES_TARGET: usize = 64 << 10;
 /// Largest gRPC message that a node accepts: a full batch and its envelope.
 pub const REQUEST_BYTES_MAX: usize = BATCH_BYTES_MAX + (1 << 20);
+/// Most clients whose writes a group remembers, so that they happen once.
+pub const SESSIONS_MAX: usize = 65_536;
+/// Most answers that a group remembers for one client.
+pub const SESSION_ANSWERS_MAX: usize = 1024;
+/// Most bytes of answers that a group remembers for one client.
+pub const SESSION_BYTES_MAX: usize = 256 << 10;
+/// Most bytes that a group remembers for all clients.
+pub const SESSIONS_BYTES_MAX: usize = 64 << 20;
+/// A client that writes nothing for so long is forgotten, in ms.
+pub const SESSION_IDLE_MS: u64 = 3_600_000;
 /// Longest TTL, in ms: 36,500 days.
 pub const TTL_MS_MAX: u64 = 3_153_600_000_000;
 

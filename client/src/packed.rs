@@ -362,6 +362,18 @@ pub fn pack_count_result(code: Code, count: u32, out: &mut Vec<u8>) {
     out.extend_from_slice(&count.to_le_bytes());
 }
 
+/// Appends the result of an operation of this kind that was refused as a whole.
+pub fn pack_refusal(kind: Kind, code: Code, out: &mut Vec<u8>) {
+    match kind {
+        Kind::Batch => pack_batch_result(code, &[], out),
+        Kind::TryLock | Kind::UpdateLease => pack_token_result(code, 0, out),
+        Kind::KeepAlive | Kind::DropOwner | Kind::Expire => pack_count_result(code, 0, out),
+        Kind::Txn => txn::TxnResult { code, succeeded: false, failed_op: None, results: &[] }.pack(out),
+        Kind::Scope => {}
+        _ => out.push(code as u8),
+    }
+}
+
 /// One result, borrowed from packed bytes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum PackedResult<'a> {
@@ -470,6 +482,25 @@ mod tests {
         assert_eq!(r.next(Kind::Get), Ok(PackedResult::Node(node)));
         assert_eq!(r.next(Kind::Get), Ok(PackedResult::Code(Code::NotFound)));
         assert!(r.next(Kind::Put).is_err());
+    }
+
+    #[test]
+    fn a_refusal_has_the_shape_of_its_kind() {
+        let kinds: Vec<Kind> = (1..=14).filter_map(Kind::from_byte).collect();
+        assert_eq!(kinds.len(), 14);
+        let mut bytes = Vec::new();
+        kinds.iter().for_each(|kind| pack_refusal(*kind, Code::SessionExpired, &mut bytes));
+        let mut reader = results(&bytes);
+        for kind in kinds {
+            let code = match reader.next(kind) {
+                Ok(PackedResult::Code(code) | PackedResult::Token(code, 0)) => code,
+                Ok(PackedResult::Count(code, 0) | PackedResult::Batch(code, &[])) => code,
+                Ok(PackedResult::Txn(result)) => result.code,
+                other => panic!("{kind:?}: {other:?}"),
+            };
+            assert_eq!(code, Code::SessionExpired, "{kind:?}");
+        }
+        assert_eq!(reader.offset(), bytes.len());
     }
 
     proptest! {

@@ -1,12 +1,13 @@
 //! Exactly once: the operation that stands in front of others and numbers them.
 //!
-//! A scope covers all operations behind it in its frame. They are one unit: applied once, under one
-//! sequence number of one client, and answered again with the first results when they come again.
+//! A scope covers the operations of its frame. They are one unit: applied once, under one sequence
+//! number of one client, and answered again with the first results when they come again. It says how
+//! many they are, because a log entry holds the operations of several frames.
 
 use super::{Kind, Op, Reader};
 
 /// Bytes of the value of a scope.
-const VALUE_BYTES: usize = 9;
+const VALUE_BYTES: usize = 11;
 const RETRY: u8 = 1;
 
 /// Who the operations come from and which of the client's writes to the group they are.
@@ -18,6 +19,8 @@ pub struct Scope {
     pub sequence: u64,
     /// Every scope below this one has been answered to the client, which will not send it again.
     pub acknowledged_below: u64,
+    /// How many of the operations behind it belong to it; at least 1.
+    pub operations: u16,
     /// It was sent before and its outcome is unknown.
     pub is_retry: bool,
 }
@@ -30,23 +33,26 @@ impl Scope {
     pub fn pack(&self, out: &mut Vec<u8>) {
         let mut value = [0; VALUE_BYTES];
         value[..8].copy_from_slice(&self.acknowledged_below.to_le_bytes());
-        value[8] = if self.is_retry { RETRY } else { 0 };
+        value[8..10].copy_from_slice(&self.operations.to_le_bytes());
+        value[10] = if self.is_retry { RETRY } else { 0 };
         let session = Some((self.client_id, self.sequence));
         Op { session, ..Op::new(Kind::Scope, b"", &value) }.pack(out);
     }
 
     /// Reads a scope. None when the operation is none, or a broken one: a key, a wrong length,
-    /// unknown flags, the sequence 0, or one that was acknowledged already.
+    /// unknown flags, the sequence 0 or one that was acknowledged already, or no operations.
     pub fn read(op: &Op<'_>) -> Option<Scope> {
         let (client_id, sequence) = op.session.filter(|_| op.kind == Kind::Scope && op.key.is_empty())?;
         let mut reader = Reader { bytes: op.value, at: 0 };
-        let (acknowledged_below, flags) = (reader.u64()?, reader.u8()?);
+        let (acknowledged_below, operations, flags) = (reader.u64()?, reader.u16()?, reader.u8()?);
         let is_sound = reader.is_done()
             && flags & !RETRY == 0
             && sequence > 0
+            && operations > 0
             && acknowledged_below <= sequence
             && op.packed_len() == Scope::PACKED_BYTES;
-        is_sound.then_some(Scope { client_id, sequence, acknowledged_below, is_retry: flags & RETRY != 0 })
+        let is_retry = flags & RETRY != 0;
+        is_sound.then_some(Scope { client_id, sequence, acknowledged_below, operations, is_retry })
     }
 }
 
@@ -64,19 +70,21 @@ mod tests {
 
     #[test]
     fn scopes_round_trip_and_broken_ones_are_none() {
-        let scope = Scope { client_id: [3; 16], sequence: 9, acknowledged_below: 7, is_retry: true };
+        let scope =
+            Scope { client_id: [3; 16], sequence: 9, acknowledged_below: 7, operations: 2, is_retry: true };
         let read = |scope: &Scope| ops(&packed(scope)).next().unwrap().ok().and_then(|op| Scope::read(&op));
         assert_eq!(read(&scope), Some(scope));
         assert_eq!(read(&Scope { sequence: 0, acknowledged_below: 0, ..scope }), None);
         assert_eq!(read(&Scope { acknowledged_below: 10, ..scope }), None);
+        assert_eq!(read(&Scope { operations: 0, ..scope }), None);
         assert_eq!(Scope::read(&Op::new(Kind::Put, b"k", b"v")), None);
         let session = Some(([3; 16], 9));
         assert_eq!(Scope::read(&Op { session, ..Op::new(Kind::Scope, b"", b"short") }), None);
         assert_eq!(
-            Scope::read(&Op { session, ..Op::new(Kind::Scope, b"", &[0, 0, 0, 0, 0, 0, 0, 0, 2]) }),
+            Scope::read(&Op { session, ..Op::new(Kind::Scope, b"", &[0, 0, 0, 0, 0, 0, 0, 0, 1, 0, 2]) }),
             None
         );
-        let recursive = Op { session, recursive: true, ..Op::new(Kind::Scope, b"key", &[0; 9]) };
+        let recursive = Op { session, recursive: true, ..Op::new(Kind::Scope, b"key", &[1; 11]) };
         assert_eq!(Scope::read(&recursive), None);
     }
 }

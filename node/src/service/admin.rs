@@ -185,6 +185,11 @@ impl Service {
             inflight_bytes_max: saturated(options.inflight_bytes_max),
             streams_per_connection_max: options.streams_per_connection_max,
             request_timeout_ms: saturated(options.request_timeout.as_millis() as usize),
+            sessions_max: limits::SESSIONS_MAX as u32,
+            session_answers_max: limits::SESSION_ANSWERS_MAX as u32,
+            session_bytes_max: limits::SESSION_BYTES_MAX as u32,
+            sessions_bytes_max: limits::SESSIONS_BYTES_MAX as u32,
+            session_idle_ms: limits::SESSION_IDLE_MS as u32,
         }
     }
 }
