@@ -6,11 +6,11 @@ use dtkv_client::v1::admin_server::{Admin, AdminServer};
 use dtkv_client::v1::failure::Reason;
 use dtkv_client::v1::kv_server::{Kv, KvServer};
 use dtkv_client::v1::*;
+use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use prost::Message;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 use std::time::Duration;
@@ -142,6 +142,7 @@ impl World {
                 }
                 None => Code::NotFound,
             },
+            kind => return packed::pack_refusal(kind, Code::ClientReqError, results),
         };
         results.push(code as u8);
     }
@@ -285,9 +286,10 @@ fn status(failure: Failure) -> Status {
 
 #[tonic::async_trait]
 impl Kv for Service {
-    type PipeStream = Pin<Box<dyn futures::Stream<Item = Result<FrameReply, Status>> + Send>>;
-
-    async fn pipe(&self, request: Request<Streaming<Frame>>) -> Result<Response<Self::PipeStream>, Status> {
+    async fn pipe(
+        &self,
+        request: Request<Streaming<Frame>>,
+    ) -> Result<Response<BoxStream<'static, Result<FrameReply, Status>>>, Status> {
         let (out, replies) = mpsc::channel(1024);
         let node = self.0.clone();
         let mut frames = request.into_inner();

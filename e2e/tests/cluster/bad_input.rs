@@ -81,7 +81,7 @@ async fn unary_calls_refuse_batches_beyond_the_limits_and_name_the_limit() -> Re
     ensure!(answer.is_err() || answer.is_ok_and(|page| page.get_ref().nodes.len() <= 1), "a made up page");
     let odd = v1::GetRequest { group_id: 1, key: "before".into(), consistency: 99 };
     ensure!(kv.get(odd).await.is_err(), "an unknown consistency was taken");
-    let session = Some(v1::Session { client_id: vec![1; 3].into(), sequence: 1 });
+    let session = Some(v1::Session { client_id: vec![1; 3].into(), ..Default::default() });
     let put =
         v1::PutRequest { group_id: 1, key: "s".into(), value: "v".into(), session, ..Default::default() };
     ensure!(kv.put(put).await.is_err(), "a client id of three bytes was taken");

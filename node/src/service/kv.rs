@@ -4,13 +4,14 @@ use crate::failure::Failure;
 use crate::group::reply::Answer;
 use crate::ids::GroupId;
 use crate::service::admission::{self, Access, Hold};
-use crate::service::pipe::{Replies, unknown_consistency};
+use crate::service::pipe::unknown_consistency;
 use crate::service::{REQUEST_OVERHEAD_BYTES, Service, Submission, status};
 use bytes::Bytes;
 use dtkv_client::limits::check_key_or_root;
 use dtkv_client::packed::{self, Kind, Op, PackedNode, PackedResult};
 use dtkv_client::v1::kv_server::Kv;
 use dtkv_client::v1::{self, Code, Consistency};
+use futures::stream::BoxStream;
 use std::time::Duration;
 use tonic::metadata::MetadataMap;
 use tonic::{Request, Response, Status, Streaming};
@@ -124,10 +125,11 @@ impl Kv for Service {
         .await
     }
 
-    type PipeStream = Replies;
-
-    async fn pipe(&self, request: Request<Streaming<v1::Frame>>) -> Result<Response<Replies>, Status> {
-        Ok(Response::new(self.open_pipe(request.into_inner())))
+    async fn pipe(
+        &self,
+        request: Request<Streaming<v1::Frame>>,
+    ) -> Result<Response<BoxStream<'static, Result<v1::FrameReply, Status>>>, Status> {
+        Ok(Response::new(Box::pin(self.open_pipe(request.into_inner()))))
     }
 }
 
@@ -380,7 +382,7 @@ mod tests {
 
     #[test]
     fn a_session_needs_16_bytes() {
-        let session = Some(v1::Session { client_id: Bytes::from_static(b"short"), sequence: 1 });
+        let session = Some(v1::Session { client_id: Bytes::from_static(b"short"), ..Default::default() });
         let failure = owned(Op::new(Kind::Put, b"k", b"v"), &session, &None).expect_err("must be refused");
         assert!(failure.message.contains("5 bytes"), "{failure}");
     }

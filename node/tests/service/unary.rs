@@ -119,7 +119,7 @@ async fn refusals_are_typed_and_definite() {
 
     let too_many = vec![v1::KeyValue { key: bytes("k"), value: bytes("v") }; 1025];
     let too_many = v1::BatchPutRequest { group_id: GROUP, items: too_many, ..Default::default() };
-    let short_session = v1::Session { client_id: bytes("short"), sequence: 1 };
+    let short_session = v1::Session { client_id: bytes("short"), ..Default::default() };
     let short_session = v1::PutRequest { session: Some(short_session), ..put("k", "v") };
     let odd_consistency = v1::GetRequest { group_id: GROUP, key: bytes("k"), consistency: 9 };
     let refused = [

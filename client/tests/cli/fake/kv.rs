@@ -4,9 +4,9 @@ use super::{State, status};
 use dtkv_client::packed::{Kind, Op, PackedResult, results};
 use dtkv_client::v1::kv_server::Kv;
 use dtkv_client::v1::*;
-use std::pin::Pin;
+use futures::stream::BoxStream;
 use std::sync::Arc;
-use tokio_stream::{Stream, StreamExt};
+use tokio_stream::StreamExt;
 use tonic::{Request, Response, Status, Streaming};
 
 pub struct Service(pub Arc<State>);
@@ -64,9 +64,10 @@ fn answer(state: &State, frame: &Frame) -> FrameReply {
 
 #[tonic::async_trait]
 impl Kv for Service {
-    type PipeStream = Pin<Box<dyn Stream<Item = Result<FrameReply, Status>> + Send>>;
-
-    async fn pipe(&self, frames: Request<Streaming<Frame>>) -> Result<Response<Self::PipeStream>, Status> {
+    async fn pipe(
+        &self,
+        frames: Request<Streaming<Frame>>,
+    ) -> Result<Response<BoxStream<'static, Result<FrameReply, Status>>>, Status> {
         let state = self.0.clone();
         let replies = frames.into_inner().map(move |frame| Ok(answer(&state, &frame?)));
         Ok(Response::new(Box::pin(replies)))

@@ -93,7 +93,7 @@ impl Tree {
             },
             Kind::Remove => self.remove(op),
             Kind::CompareAndSet => self.compare_and_set(op),
-            Kind::Batch | Kind::Get => Err(Code::ClientReqError),
+            _ => Err(Code::ClientReqError),
         };
         done.unwrap_or_else(|code| code)
     }
