@@ -12,6 +12,7 @@
 mod apply;
 mod digest;
 mod dirty;
+mod event;
 mod list;
 mod node;
 mod record;
@@ -23,6 +24,7 @@ mod walk;
 
 pub use digest::Digest;
 pub use dirty::Dirty;
+pub use event::{Event, EventKind};
 pub use list::{ListPage, ListQuery};
 pub use node::{Lease, ListedNode, Meta, NodeView};
 pub use record::{BadRecord, NodeRecord};
@@ -30,6 +32,7 @@ pub use record::{BadRecord, NodeRecord};
 use dirty::{Changes, Mark};
 use dtkv_client::limits::{check_key, check_key_or_root};
 use dtkv_client::v1::Code;
+use event::Events;
 use node::{Body, Node};
 use slab::{KeyHash, KeyIndex, Slab, Slot};
 use std::sync::Arc;
@@ -50,6 +53,9 @@ pub struct Tree {
     slab: Slab,
     index: KeyIndex,
     changes: Changes,
+    events: Events,
+    /// What removals are told as; other than `Remove` only while an expiry is applied.
+    removal: EventKind,
     nodes: u64,
     bytes: u64,
 }
@@ -77,7 +83,15 @@ impl Tree {
         let bytes = root.heap_bytes();
         let mut slab = Slab::default();
         slab.insert(root);
-        Tree { slab, index: KeyIndex::new(), changes: Changes::default(), nodes: 1, bytes }
+        Tree {
+            slab,
+            index: KeyIndex::new(),
+            changes: Changes::default(),
+            events: Events::default(),
+            removal: EventKind::Remove,
+            nodes: 1,
+            bytes,
+        }
     }
 
     /// One node; the empty key names the root.
@@ -200,6 +214,7 @@ impl Tree {
                 slot
             }
         };
+        self.events.written(&self.slab[slot], 0);
         self.touch(at, parent);
         slot
     }
@@ -241,14 +256,15 @@ impl Tree {
         let node = self.change(slot);
         let before = node.heap_bytes();
         node.set_value(value);
-        node.meta.update_index = at.index;
+        let prev_index = std::mem::replace(&mut node.meta.update_index, at.index);
         node.meta.update_time_ms = at.time_ms;
         let (parent, after) = (node.parent, node.heap_bytes());
+        self.events.written(&self.slab[slot], prev_index);
         self.bytes = self.bytes - before + after;
         self.touch(at, parent);
     }
 
-    /// Removes a node from its directory. The caller buries what is below it.
+    /// Removes a node from its directory. The caller has buried what is below it.
     fn unlink(&mut self, at: ApplyContext, slot: Slot) {
         let node = &self.slab[slot];
         let (parent, key) = (node.parent, Arc::clone(&node.key));
@@ -261,6 +277,7 @@ impl Tree {
 
     /// Empties a node that nothing leads to any more.
     fn bury(&mut self, slot: Slot) {
+        self.events.removed(self.removal, &self.slab[slot]);
         let node = self.change(slot);
         let bytes = node.heap_bytes();
         node.live = false;

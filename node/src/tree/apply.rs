@@ -136,8 +136,9 @@ impl Tree {
             return check_key(op.key).and(Err(Code::NotFound));
         };
         let below = self.check_removal(slot, op.recursive, caller)?;
+        // Children before their parents, so that whoever mirrors the tree can follow.
+        below.into_iter().rev().for_each(|slot| self.bury(slot));
         self.unlink(at, slot);
-        below.into_iter().for_each(|slot| self.bury(slot));
         Ok(Code::Success)
     }
 

@@ -1,5 +1,6 @@
 //! What the tests share.
 
+mod events;
 mod model;
 mod paging;
 mod restore;
