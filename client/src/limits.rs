@@ -7,6 +7,8 @@ use crate::v1::Code;
 
 /// Longest key, in bytes.
 pub const KEY_BYTES_MAX: usize = 8192;
+/// Longest key of a lock, in bytes: each entry of its queue is a key that is 33 bytes longer.
+pub const LOCK_KEY_BYTES_MAX: usize = KEY_BYTES_MAX - 33;
 /// Longest value, in bytes.
 pub const VALUE_BYTES_MAX: usize = 1 << 20;
 /// Most items in one batch.
@@ -62,6 +64,32 @@ pub fn check_key(key: &[u8]) -> Result<(), Code> {
 /// As [`check_key`].
 pub fn check_key_or_root(key: &[u8]) -> Result<(), Code> {
     if key.is_empty() { Ok(()) } else { check_key(key) }
+}
+
+/// As [`check_key`], for the key of a lock.
+///
+/// # Errors
+/// As [`check_key`]; `KEY_TOO_LONG` beyond [`LOCK_KEY_BYTES_MAX`].
+pub fn check_lock_key(key: &[u8]) -> Result<(), Code> {
+    check_key(key)?;
+    if key.len() > LOCK_KEY_BYTES_MAX { Err(Code::KeyTooLong) } else { Ok(()) }
+}
+
+/// Checks a TTL, or how long a lock is held, in ms.
+///
+/// # Errors
+/// `INVALID_TTL` unless it is 1 to [`TTL_MS_MAX`].
+pub fn check_ttl(ttl_ms: u64) -> Result<(), Code> {
+    if (1..=TTL_MS_MAX).contains(&ttl_ms) { Ok(()) } else { Err(Code::InvalidTtl) }
+}
+
+/// Checks how long a lock is held and waited for, in ms.
+///
+/// # Errors
+/// `INVALID_TTL` as [`check_ttl`] for `hold_ms`, and when the wait is longer than the hold.
+pub fn check_lock_times(hold_ms: u64, wait_ms: u64) -> Result<(), Code> {
+    check_ttl(hold_ms)?;
+    if wait_ms > hold_ms { Err(Code::InvalidTtl) } else { Ok(()) }
 }
 
 /// Checks the size of a value.

@@ -2,6 +2,7 @@
 //! commands in the log. It is written down in `proto/dtkv/v1/packed.md`.
 
 pub mod expiry;
+pub mod lock;
 pub mod scope;
 pub mod txn;
 

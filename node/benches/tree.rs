@@ -46,7 +46,7 @@ impl Run {
     fn apply(&mut self, ops: &[u8]) {
         self.index += 1;
         self.results.clear();
-        let at = ApplyContext { index: self.index, time_ms: self.index };
+        let at = ApplyContext { index: self.index, time_ms: self.index, clock_ms: self.index };
         assert_eq!(self.tree.apply(at, ops, &mut self.results), Ok(()));
         std::hint::black_box(self.tree.take_events());
     }
@@ -93,7 +93,7 @@ fn bench(keys: usize, dirs: usize) {
     measure("get", keys, || {
         for key in &lookups {
             out.clear();
-            run.tree.pack_get(key, &mut out);
+            run.tree.pack_get(key, 0, &mut out);
         }
     });
     measure("list, per node", keys, || list_all(&run.tree));

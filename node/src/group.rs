@@ -3,8 +3,10 @@
 //! `propose` turns frames into log entries, `log_store` keeps them, `state_machine` applies them to
 //! the tree in `replica`, `read` answers from it, `snapshot` moves it to others, `membership`
 //! changes who takes part, `parking` lets an idle group sleep, `lifecycle` starts and ends it all.
+//! `group_clock` is the time that leases are measured with.
 //! `network` and `inbound` are its two ends of the transport.
 
+pub mod group_clock;
 pub mod inbound;
 pub mod lifecycle;
 pub mod log_store;
@@ -175,7 +177,8 @@ impl Group {
         let mut response = v1::ListResponse { index: state.applied_index(), lag_ms, ..Default::default() };
         match state.tree.list(&query) {
             Ok(page) => {
-                response.nodes = page.nodes.into_iter().map(v1::Node::from).collect();
+                let clock_ms = self.0.replica.clock_ms();
+                response.nodes = page.nodes.into_iter().map(|node| node.into_message(clock_ms)).collect();
                 response.continuation = page.continuation.into();
             }
             Err(code) => response.code = code.into(),

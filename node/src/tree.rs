@@ -13,11 +13,16 @@ mod apply;
 mod digest;
 mod dirty;
 mod event;
+mod lease;
 mod list;
+mod lock;
 mod node;
+mod owner;
+mod place;
 mod record;
 mod segment;
 mod slab;
+mod temp;
 #[cfg(test)]
 mod tests;
 mod walk;
@@ -25,15 +30,19 @@ mod walk;
 pub use digest::Digest;
 pub use dirty::Dirty;
 pub use event::{Event, EventKind};
+pub use lease::{ClientId, Due, Lease};
 pub use list::{ListPage, ListQuery};
-pub use node::{Lease, ListedNode, Meta, NodeView};
+pub use node::{ListedNode, Meta, NodeView};
+pub use owner::OwnedQuery;
 pub use record::{BadRecord, NodeRecord};
 
 use dirty::{Changes, Mark};
 use dtkv_client::limits::{check_key, check_key_or_root};
+use dtkv_client::packed::lock::LockEntry;
 use dtkv_client::v1::Code;
 use event::Events;
-use node::{Body, Node};
+use lease::Leases;
+use node::{Body, NewNode, Node};
 use slab::{KeyHash, KeyIndex, Slab, Slot};
 use std::sync::Arc;
 
@@ -46,6 +55,20 @@ const ROOT: Slot = Slot(0);
 pub struct ApplyContext {
     pub index: u64,
     pub time_ms: u64,
+    /// Group clock, in ms; leases are measured with it.
+    pub clock_ms: u64,
+}
+
+/// What the tree knows beside its nodes. It belongs to the state: whoever restores the nodes
+/// restores this too.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Counters {
+    /// Highest group clock of any entry applied, in ms.
+    pub clock_ms: u64,
+    /// Last fencing token given out.
+    pub last_token: u64,
+    /// Last place in a lock's queue given out.
+    pub last_ticket: u64,
 }
 
 /// The tree of one group.
@@ -56,6 +79,8 @@ pub struct Tree {
     events: Events,
     /// What removals are told as; other than `Remove` only while an expiry is applied.
     removal: EventKind,
+    leases: Leases,
+    counters: Counters,
     nodes: u64,
     bytes: u64,
 }
@@ -89,6 +114,8 @@ impl Tree {
             changes: Changes::default(),
             events: Events::default(),
             removal: EventKind::Remove,
+            leases: Leases::default(),
+            counters: Counters::default(),
             nodes: 1,
             bytes,
         }
@@ -107,11 +134,11 @@ impl Tree {
         if key.is_empty() { Ok(NodeView(&self.slab[ROOT])) } else { Err(Code::NotFound) }
     }
 
-    /// Appends the packed result of a get.
+    /// Appends the packed result of a get; what is left of a TTL is counted from `clock_ms`.
     #[inline]
-    pub fn pack_get(&self, key: &[u8], out: &mut Vec<u8>) {
+    pub fn pack_get(&self, key: &[u8], clock_ms: u64, out: &mut Vec<u8>) {
         match self.get(key) {
-            Ok(node) => node.pack(out),
+            Ok(node) => node.pack(clock_ms, out),
             Err(code) => out.push(code as u8),
         }
     }
@@ -126,6 +153,16 @@ impl Tree {
             _ => self.load_node(key, record),
         });
         loaded.map_err(|what| BadRecord { key: key.to_vec(), what })
+    }
+
+    /// What the tree knows beside its nodes.
+    pub fn counters(&self) -> Counters {
+        self.counters
+    }
+
+    /// Restores what the tree knew beside its nodes.
+    pub fn restore_counters(&mut self, counters: Counters) {
+        self.counters = counters;
     }
 
     fn load_root(&mut self, record: NodeRecord) -> Result<(), &'static str> {
@@ -149,6 +186,9 @@ impl Tree {
         if !self.slab[parent].is_dir() {
             return Err("its parent is not a directory");
         }
+        if record.lock {
+            self.check_lock_record(parent, &record)?;
+        }
         let node = Node {
             key: Arc::from(key),
             parent,
@@ -161,6 +201,16 @@ impl Tree {
             lease: record.lease,
         };
         self.link(hash, node);
+        Ok(())
+    }
+
+    fn check_lock_record(&self, parent: Slot, record: &NodeRecord) -> Result<(), &'static str> {
+        let Some(value) = &record.value else {
+            return if record.lease.is_none() { Ok(()) } else { Err("it is a lock with a lease of its own") };
+        };
+        if !self.slab[parent].lock || record.lease.is_none() || LockEntry::read(value).is_none() {
+            return Err("it is no sound entry of a lock");
+        }
         Ok(())
     }
 
@@ -185,8 +235,8 @@ impl Tree {
         self.slab[slot].live.then_some(slot)
     }
 
-    /// Creates a permanent node under a directory, where none is.
-    fn insert(&mut self, at: ApplyContext, parent: Slot, key: &[u8], body: Body) -> Slot {
+    /// Makes a node under a directory, where none is.
+    fn insert(&mut self, at: ApplyContext, parent: Slot, key: &[u8], new: NewNode) -> Slot {
         let meta = Meta {
             create_index: at.index,
             create_time_ms: at.time_ms,
@@ -195,7 +245,7 @@ impl Tree {
         };
         let hash = self.index.hash(key);
         let slot = match self.index.find(&self.slab, hash, key) {
-            Some(slot) => self.revive(slot, parent, meta, body),
+            Some(slot) => self.revive(slot, parent, meta, new),
             None => {
                 let key = Arc::from(key);
                 let node = Node {
@@ -204,10 +254,10 @@ impl Tree {
                     mark: Mark::CLEAN,
                     stored: false,
                     live: true,
-                    lock: false,
+                    lock: new.lock,
                     meta,
-                    body,
-                    lease: None,
+                    body: new.body,
+                    lease: new.lease,
                 };
                 let slot = self.link(hash, node);
                 self.change(slot);
@@ -231,12 +281,14 @@ impl Tree {
     }
 
     /// Makes a removed node anew that still has its slot.
-    fn revive(&mut self, slot: Slot, parent: Slot, meta: Meta, body: Body) -> Slot {
+    fn revive(&mut self, slot: Slot, parent: Slot, meta: Meta, new: NewNode) -> Slot {
         let node = self.change(slot);
         node.live = true;
         node.parent = parent;
+        node.lock = new.lock;
         node.meta = meta;
-        node.body = body;
+        node.body = new.body;
+        node.lease = new.lease;
         let (key, bytes) = (Arc::clone(&node.key), node.heap_bytes());
         self.nodes += 1;
         self.bytes += bytes;
@@ -247,6 +299,9 @@ impl Tree {
     fn adopt(&mut self, parent: Slot, key: &Arc<[u8]>, slot: Slot) {
         if let Body::Dir(children) = &mut self.slab[parent].body {
             children.insert(key, slot);
+        }
+        if self.slab[slot].lease.is_some() {
+            self.enroll(slot);
         }
     }
 
@@ -278,6 +333,9 @@ impl Tree {
     /// Empties a node that nothing leads to any more.
     fn bury(&mut self, slot: Slot) {
         self.events.removed(self.removal, &self.slab[slot]);
+        if self.slab[slot].lease.is_some() {
+            self.withdraw(slot);
+        }
         let node = self.change(slot);
         let bytes = node.heap_bytes();
         node.live = false;

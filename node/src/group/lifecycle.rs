@@ -76,7 +76,7 @@ impl Group {
             id,
             node_id: parts.node_id,
             generation: parts.generation,
-            proposals: Arc::new(Proposals::new(id, raft.clone(), parts.metrics.clone())),
+            proposals: Arc::new(Proposals::new(id, raft.clone(), replica.clone(), parts.metrics.clone())),
             reads: Arc::new(Reads::new(id, raft.clone(), replica.clone(), lease, parts.metrics.clone())),
             inbound: GroupInbound::new(raft.clone(), id, parts.generation),
             options: parts.options,

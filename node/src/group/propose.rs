@@ -8,6 +8,7 @@ use crate::clock;
 use crate::failure::Failure;
 use crate::group::metrics::GroupMetrics;
 use crate::group::raft::{Applied, Commands, Responder, TypeConfig};
+use crate::group::replica::Replica;
 use crate::group::reply::{Answer, Deadlines, Reply, ReplySlot};
 use crate::group::state_machine::StateMachine;
 use crate::ids::GroupId;
@@ -62,6 +63,7 @@ struct Queue {
 pub struct Proposals {
     group: GroupId,
     raft: openraft::Raft<TypeConfig, StateMachine>,
+    replica: Arc<Replica>,
     queue: Mutex<Queue>,
     deadlines: Deadlines,
     metrics: GroupMetrics,
@@ -72,9 +74,10 @@ impl Proposals {
     pub fn new(
         group: GroupId,
         raft: openraft::Raft<TypeConfig, StateMachine>,
+        replica: Arc<Replica>,
         metrics: GroupMetrics,
     ) -> Proposals {
-        Proposals { group, raft, queue: Mutex::default(), deadlines: Deadlines::default(), metrics }
+        Proposals { group, raft, replica, queue: Mutex::default(), deadlines: Deadlines::default(), metrics }
     }
 
     /// Takes a frame; never blocks. The reply is called exactly once, with failures too.
@@ -152,7 +155,8 @@ impl Proposals {
 
     fn submit(self: &Arc<Self>, frames: Vec<Waiting>) {
         let (ops, count) = merge(&frames);
-        let commands = Commands { time_ms: clock::wall_ms(), count, ops };
+        let (time_ms, clock_ms) = (clock::wall_ms(), self.replica.clock_ms());
+        let commands = Commands { time_ms, clock_ms, count, ops };
         self.metrics.proposals.inc();
         self.metrics.commands.inc_by(u64::from(count));
         let completion = Completion { proposals: self.clone(), frames, proposed_at: clock::now() };

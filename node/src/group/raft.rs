@@ -30,6 +30,8 @@ pub type SnapshotMeta = openraft::type_config::alias::SnapshotMetaOf<TypeConfig>
 pub struct Commands {
     /// Leader's wall clock when it accepted them, ms since the Unix epoch.
     pub time_ms: u64,
+    /// Group clock when it accepted them, in ms.
+    pub clock_ms: u64,
     /// How many operations.
     pub count: u32,
     /// The packed operations, see `dtkv_client::packed`.
@@ -182,6 +184,7 @@ pub fn entry_to_pb(entry: &Entry) -> pb::Entry {
         EntryPayload::Blank => pb::entry::Payload::Blank(true),
         EntryPayload::Normal(commands) => pb::entry::Payload::Commands(pb::Commands {
             time_ms: commands.time_ms,
+            clock_ms: commands.clock_ms,
             count: commands.count,
             ops: commands.ops.clone(),
         }),
@@ -215,9 +218,12 @@ pub fn entry_from_pb(entry: pb::Entry) -> Result<Entry, std::io::Error> {
     let log_id = entry.log_id.as_ref().map(log_id_from_pb).ok_or_else(|| broken_entry("no log id"))?;
     let payload = match entry.payload.ok_or_else(|| broken_entry("no payload"))? {
         pb::entry::Payload::Blank(_) => EntryPayload::Blank,
-        pb::entry::Payload::Commands(c) => {
-            EntryPayload::Normal(Commands { time_ms: c.time_ms, count: c.count, ops: c.ops })
-        }
+        pb::entry::Payload::Commands(c) => EntryPayload::Normal(Commands {
+            time_ms: c.time_ms,
+            clock_ms: c.clock_ms,
+            count: c.count,
+            ops: c.ops,
+        }),
         pb::entry::Payload::Membership(m) => EntryPayload::Membership(membership_from_pb(&m)?),
     };
     Ok(Entry::new(log_id, payload))

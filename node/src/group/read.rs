@@ -4,7 +4,7 @@ use crate::clock;
 use crate::failure::Failure;
 use crate::group::metrics::GroupMetrics;
 use crate::group::raft::TypeConfig;
-use crate::group::replica::{Replica, State};
+use crate::group::replica::Replica;
 use crate::group::reply::{Answer, Reply};
 use crate::group::state_machine::StateMachine;
 use crate::ids::GroupId;
@@ -76,12 +76,12 @@ impl Reads {
         match frame.consistency {
             Consistency::Stale => {
                 let lag = self.lag();
-                let mut answer = answer_gets(&self.replica.state(), &frame.ops);
+                let mut answer = answer_gets(&self.replica, &frame.ops);
                 answer.lag_ms = Some(lag.as_millis() as u64);
                 (frame.reply)(Ok(answer));
             }
             Consistency::Lease if self.holds_lease() => {
-                let answer = answer_gets(&self.replica.state(), &frame.ops);
+                let answer = answer_gets(&self.replica, &frame.ops);
                 // A pause between the check and the read may have outlived the lease.
                 if self.holds_lease() {
                     return (frame.reply)(Ok(answer));
@@ -95,7 +95,7 @@ impl Reads {
     fn read_by_index(self: &Arc<Self>, frame: ReadFrame) {
         let replica = self.replica.clone();
         let grant: Grant = Box::new(move |granted| {
-            let answer = granted.map(|()| answer_gets(&replica.state(), &frame.ops));
+            let answer = granted.map(|()| answer_gets(&replica, &frame.ops));
             (frame.reply)(answer);
         });
         self.wait_for_round(frame.deadline, grant);
@@ -205,10 +205,12 @@ impl Reads {
 }
 
 /// Answers packed gets from the tree.
-fn answer_gets(state: &State, ops: &[u8]) -> Answer {
+fn answer_gets(replica: &Replica, ops: &[u8]) -> Answer {
+    let clock_ms = replica.clock_ms();
+    let state = replica.state();
     let mut results = Vec::with_capacity(ops.len() * 4);
     for op in packed::ops(ops).flatten() {
-        state.tree.pack_get(op.key, &mut results);
+        state.tree.pack_get(op.key, clock_ms, &mut results);
     }
     Answer { index: state.applied_index(), results: results.into(), lag_ms: None }
 }

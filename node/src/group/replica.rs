@@ -6,6 +6,7 @@
 
 use crate::clock;
 use crate::engine::{Engine, Write, WriteOp, checkpoint};
+use crate::group::group_clock::GroupClock;
 use crate::group::metrics::GroupMetrics;
 use crate::group::raft::{
     Applied, Entry, LogId, SnapshotMeta, StoredMembership, log_id_from_pb, log_id_to_pb,
@@ -57,6 +58,7 @@ pub struct Replica {
     unsaved_bytes: AtomicU64,
     metrics: GroupMetrics,
     opened_at: Instant,
+    clock: GroupClock,
     /// Ms from `opened_at` to the last word of a leader; u64::MAX before the first.
     leader_heard_ms: AtomicU64,
 }
@@ -91,6 +93,8 @@ impl Replica {
         let tree = load_tree(&engine, id, epoch)?;
         engine.submit(Write { ops: other_epochs(id, epoch), done: None });
         let checkpointed = Checkpointed { log_id: applied, membership: membership.clone() };
+        let opened_at = clock::now();
+        let clock = GroupClock::new(tree.counters().clock_ms, opened_at);
         let state = State { tree, applied, membership, epoch, checkpointed };
         Ok(Replica {
             id,
@@ -101,7 +105,8 @@ impl Replica {
             next_epoch: AtomicU64::new(epoch + 1),
             unsaved_bytes: AtomicU64::new(0),
             metrics,
-            opened_at: clock::now(),
+            opened_at,
+            clock,
             leader_heard_ms: AtomicU64::new(u64::MAX),
         })
     }
@@ -129,6 +134,11 @@ impl Replica {
     /// Bytes of commands applied since the last checkpoint began.
     pub fn unsaved_bytes(&self) -> u64 {
         self.unsaved_bytes.load(Ordering::Relaxed)
+    }
+
+    /// What the group clock shows, in ms.
+    pub fn clock_ms(&self) -> u64 {
+        self.clock.at(clock::now())
     }
 
     /// A leader spoke to this replica.
@@ -159,7 +169,12 @@ impl Replica {
             EntryPayload::Blank => {}
             EntryPayload::Normal(commands) => {
                 results.reserve(commands.count as usize);
-                let at = ApplyContext { index: entry.log_id.index(), time_ms: commands.time_ms };
+                self.clock.observe(commands.clock_ms, clock::now());
+                let at = ApplyContext {
+                    index: entry.log_id.index(),
+                    time_ms: commands.time_ms,
+                    clock_ms: commands.clock_ms,
+                };
                 // Malformed commands never pass admission. Should they be in the log all the same,
                 // every replica stops at the same operation, so the trees stay equal.
                 if let Err(error) = state.tree.apply(at, &commands.ops, &mut results) {
@@ -285,6 +300,7 @@ impl Replica {
             epoch,
             checkpointed: Checkpointed { log_id: meta.last_log_id, membership: meta.last_membership.clone() },
         };
+        self.clock.observe(state.tree.counters().clock_ms, clock::now());
         self.applied_index.store(meta.last_log_id.map_or(0, |id| id.index()), Ordering::Release);
         self.unsaved_bytes.store(0, Ordering::Relaxed);
         Ok(())

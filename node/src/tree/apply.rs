@@ -1,23 +1,17 @@
 //! The operations. Each makes its checks in the order of the contract's tables; the first that
 //! fails is the answer, and nothing has changed.
 //!
-//! Flags that an operation does not know are ignored. TTLs and guards are refused with
-//! `CLIENT_REQ_ERROR` wherever they stand.
+//! Flags that an operation does not know are ignored, except a TTL, which is refused with
+//! `CLIENT_REQ_ERROR`.
 
-use super::node::{Body, Node};
+use super::lock::Grant;
+use super::node::{Body, NewNode, Node};
+use super::place::Place;
 use super::slab::Slot;
-use super::{ApplyContext, ROOT, Tree};
+use super::{ApplyContext, ClientId, Tree};
 use dtkv_client::limits::{BATCH_BYTES_MAX, BATCH_ITEMS_MAX, check_key, check_value};
-use dtkv_client::packed::{self, Kind, Malformed, Op, pack_batch_result};
+use dtkv_client::packed::{self, Kind, Malformed, Op, pack_batch_result, pack_refusal};
 use dtkv_client::v1::Code;
-
-/// Where a key may be written.
-enum Place {
-    /// A permanent node that is no lock stands there.
-    Taken(Slot),
-    /// Nothing stands there; this directory would be the parent.
-    Free(Slot),
-}
 
 /// What a compare-and-set compares with.
 enum Expect<'a> {
@@ -49,6 +43,21 @@ fn code(result: Result<Code, Code>) -> Code {
     result.unwrap_or_else(|refused| refused)
 }
 
+/// Whether operations of this kind have a TTL. One that would be ignored must not pass.
+fn takes_ttl(kind: Kind) -> bool {
+    matches!(kind, Kind::Put | Kind::Mkdir | Kind::UpdateTtl | Kind::TryLock | Kind::UpdateLease)
+}
+
+fn pack_grant(grant: Result<Grant, Code>, results: &mut Vec<u8>) {
+    let (code, token) = grant.unwrap_or_else(|refused| (refused, 0));
+    packed::pack_token_result(code, token, results);
+}
+
+fn pack_count(count: Result<u32, Code>, results: &mut Vec<u8>) {
+    let (code, count) = count.map_or_else(|refused| (refused, 0), |count| (Code::Success, count));
+    packed::pack_count_result(code, count, results);
+}
+
 impl Tree {
     /// Applies one log entry: packed operations, in order, in one step. Appends a packed result
     /// for each.
@@ -57,38 +66,76 @@ impl Tree {
     /// When the bytes do not follow the layout, which the service prevents before replication. The
     /// operations in front of the bad one stay applied, on every replica alike, and have results.
     pub fn apply(&mut self, at: ApplyContext, ops: &[u8], results: &mut Vec<u8>) -> Result<(), Malformed> {
+        let at = self.begin_entry(at);
         for op in packed::ops(ops) {
-            let op = op?;
-            if op.kind == Kind::Batch {
-                self.apply_batch(at, &op, results);
-            } else {
-                let caller = op.session.map(|(client, _)| client);
-                results.push(self.apply_one(at, &op, caller) as u8);
-            }
+            self.apply_op(at, &op?, results);
         }
         Ok(())
     }
 
+    /// Moves the group clock to that of an entry, which every entry has to do first. Where the
+    /// entry's is behind, because its leader had lost time in a restart, the tree's holds.
     #[inline]
-    fn apply_one(&mut self, at: ApplyContext, op: &Op<'_>, caller: Option<[u8; 16]>) -> Code {
-        if op.ttl_ms.is_some() || op.guard.is_some() {
-            return Code::ClientReqError;
+    pub fn begin_entry(&mut self, at: ApplyContext) -> ApplyContext {
+        self.counters.clock_ms = self.counters.clock_ms.max(at.clock_ms);
+        ApplyContext { clock_ms: self.counters.clock_ms, ..at }
+    }
+
+    /// Applies one operation of an entry that has begun, for the client of its session. Appends its
+    /// packed result.
+    #[inline]
+    pub fn apply_op(&mut self, at: ApplyContext, op: &Op<'_>, results: &mut Vec<u8>) {
+        let caller = op.session.map(|(client, _)| client);
+        if let Err(refused) = self.check_options(op) {
+            return pack_refusal(op.kind, refused, results);
         }
-        code(match op.kind {
-            Kind::Put => self.put(at, op),
-            Kind::Remove => self.remove(at, op, caller),
-            Kind::Mkdir => self.mkdir(at, op),
-            Kind::CompareAndSet => self.compare_and_set(at, op),
+        match op.kind {
+            Kind::Batch => self.apply_batch(at, op, caller, results),
+            Kind::TryLock => pack_grant(self.try_lock(at, op, caller), results),
+            Kind::UpdateLease => pack_grant(self.update_lease(at, op, caller), results),
+            Kind::KeepAlive => pack_count(self.keep_alive(at, caller), results),
+            Kind::DropOwner => pack_count(self.drop_owner(at, caller), results),
+            Kind::Expire => pack_count(self.expire(at, op), results),
+            Kind::Txn | Kind::Scope => pack_refusal(op.kind, Code::ClientReqError, results),
+            _ => results.push(self.apply_one(at, op, caller) as u8),
+        }
+    }
+
+    /// A guard comes before everything else: whoever lost the lock learns nothing but that.
+    #[inline]
+    fn check_options(&self, op: &Op<'_>) -> Result<(), Code> {
+        if op.guard.is_some_and(|guard| !self.passes(guard)) {
+            return Err(Code::Fenced);
+        }
+        if op.ttl_ms.is_some() && !takes_ttl(op.kind) { Err(Code::ClientReqError) } else { Ok(()) }
+    }
+
+    /// An operation whose result is a code.
+    #[inline]
+    fn apply_one(&mut self, at: ApplyContext, op: &Op<'_>, caller: Option<ClientId>) -> Code {
+        code(match (op.kind, op.ttl_ms) {
+            (Kind::Put, None) => self.put(at, op),
+            (Kind::Put, Some(ttl_ms)) => self.put_temp(at, op, ttl_ms, caller),
+            (Kind::Remove, _) => self.remove(at, op, caller),
+            (Kind::Mkdir, None) => self.mkdir(at, op),
+            (Kind::Mkdir, Some(ttl_ms)) => self.make_temp_dir(at, op, ttl_ms, caller),
+            (Kind::CompareAndSet, _) => self.compare_and_set(at, op),
+            (Kind::UpdateTtl, _) => self.update_ttl(at, op, caller),
+            (Kind::Unlock, _) => self.unlock(at, op, caller),
             _ => Err(Code::ClientReqError),
         })
     }
 
-    fn apply_batch(&mut self, at: ApplyContext, batch: &Op<'_>, results: &mut Vec<u8>) {
-        let items = batch_items(batch.value).filter(|_| batch.ttl_ms.is_none() && batch.guard.is_none());
-        let Some(items) = items else {
+    fn apply_batch(
+        &mut self,
+        at: ApplyContext,
+        batch: &Op<'_>,
+        caller: Option<ClientId>,
+        results: &mut Vec<u8>,
+    ) {
+        let Some(items) = batch_items(batch.value) else {
             return pack_batch_result(Code::ClientReqError, &[], results);
         };
-        let caller = batch.session.map(|(client, _)| client);
         results.push(Code::Success as u8);
         results.extend_from_slice(&items.to_le_bytes());
         for item in packed::ops(batch.value).flatten() {
@@ -96,10 +143,14 @@ impl Tree {
         }
     }
 
-    /// An item is a put or a remove, and leaves session, TTL and guard to its batch.
-    fn apply_item(&mut self, at: ApplyContext, item: &Op<'_>, caller: Option<[u8; 16]>) -> Code {
+    /// An item is a put or a remove, and has no extensions.
+    fn apply_item(&mut self, at: ApplyContext, item: &Op<'_>, caller: Option<ClientId>) -> Code {
+        let is_plain = item.session.is_none()
+            && item.ttl_ms.is_none()
+            && item.expect_index.is_none()
+            && item.guard.is_none();
         match item.kind {
-            Kind::Put | Kind::Remove if item.session.is_none() => self.apply_one(at, item, caller),
+            Kind::Put | Kind::Remove if is_plain => self.apply_one(at, item, caller),
             _ => Code::ClientReqError,
         }
     }
@@ -107,38 +158,39 @@ impl Tree {
     #[inline]
     fn put(&mut self, at: ApplyContext, op: &Op<'_>) -> Result<Code, Code> {
         check_value(op.value)?;
-        match self.place(at, op.key, op.create_parents)? {
+        match self.place(op.key, op.create_parents)? {
             Place::Taken(slot) if self.slab[slot].is_dir() => Err(Code::DirExists),
             Place::Taken(slot) => {
+                self.check_expected(op, Some(slot))?;
                 self.overwrite(at, slot, op.value);
                 Ok(Code::SuccessOverwrite)
             }
-            Place::Free(parent) => {
-                self.insert(at, parent, op.key, Body::value(op.value));
+            Place::Free(above) => {
+                self.check_expected(op, None)?;
+                self.create(at, above, op, NewNode::permanent(Body::value(op.value)));
                 Ok(Code::Success)
             }
         }
     }
 
     fn mkdir(&mut self, at: ApplyContext, op: &Op<'_>) -> Result<Code, Code> {
-        match self.place(at, op.key, op.create_parents)? {
+        match self.place(op.key, op.create_parents)? {
             Place::Taken(slot) if self.slab[slot].is_dir() => Ok(Code::DirExists),
             Place::Taken(_) => Err(Code::ValueExists),
-            Place::Free(parent) => {
-                self.insert(at, parent, op.key, Body::dir());
+            Place::Free(above) => {
+                self.create(at, above, op, NewNode::permanent(Body::dir()));
                 Ok(Code::Success)
             }
         }
     }
 
-    fn remove(&mut self, at: ApplyContext, op: &Op<'_>, caller: Option<[u8; 16]>) -> Result<Code, Code> {
+    fn remove(&mut self, at: ApplyContext, op: &Op<'_>, caller: Option<ClientId>) -> Result<Code, Code> {
         let Some(slot) = self.find(op.key) else {
             return check_key(op.key).and(Err(Code::NotFound));
         };
         let below = self.check_removal(slot, op.recursive, caller)?;
-        // Children before their parents, so that whoever mirrors the tree can follow.
-        below.into_iter().rev().for_each(|slot| self.bury(slot));
-        self.unlink(at, slot);
+        self.check_expected(op, Some(slot))?;
+        self.remove_subtree(at, slot, below);
         Ok(Code::Success)
     }
 
@@ -147,7 +199,7 @@ impl Tree {
         &self,
         slot: Slot,
         recursive: bool,
-        caller: Option<[u8; 16]>,
+        caller: Option<ClientId>,
     ) -> Result<Vec<Slot>, Code> {
         let node = &self.slab[slot];
         if node.lock {
@@ -167,22 +219,34 @@ impl Tree {
 
     /// Everything below a directory. A lock anywhere below refuses before somebody else's
     /// temporary node does.
-    fn removable_below(&self, dir: Slot, caller: Option<[u8; 16]>) -> Result<Vec<Slot>, Code> {
+    fn removable_below(&self, dir: Slot, caller: Option<ClientId>) -> Result<Vec<Slot>, Code> {
+        let below = self.below(dir);
+        let is_any = |wanted: &dyn Fn(&Node) -> bool| below.iter().any(|slot| wanted(&self.slab[*slot]));
+        if is_any(&|node| node.lock) {
+            return Err(Code::IsLockNode);
+        }
+        if is_any(&|node| node.is_foreign(caller)) { Err(Code::NotOwner) } else { Ok(below) }
+    }
+
+    /// Removes a node and everything below it: children before their directories, so that whoever
+    /// mirrors the tree can follow.
+    pub(super) fn remove_subtree(&mut self, at: ApplyContext, slot: Slot, below: Vec<Slot>) {
+        below.into_iter().rev().for_each(|slot| self.bury(slot));
+        self.unlink(at, slot);
+    }
+
+    /// Everything below a directory.
+    pub(super) fn below(&self, dir: Slot) -> Vec<Slot> {
         let mut below = Vec::new();
-        let mut has_foreign = false;
         let mut next = Some(dir);
         let mut visited = 0;
         while let Some(slot) = next {
-            let node = &self.slab[slot];
-            if node.lock {
-                return Err(Code::IsLockNode);
-            }
-            has_foreign |= node.is_foreign(caller);
-            below.extend(node.children().into_iter().flat_map(|children| children.iter()));
+            let children = self.slab[slot].children();
+            below.extend(children.into_iter().flat_map(|children| children.iter()));
             next = below.get(visited).copied();
             visited += 1;
         }
-        if has_foreign { Err(Code::NotOwner) } else { Ok(below) }
+        below
     }
 
     fn compare_and_set(&mut self, at: ApplyContext, op: &Op<'_>) -> Result<Code, Code> {
@@ -196,9 +260,9 @@ impl Tree {
         if op.has_new_value {
             check_value(op.value)?;
         }
-        match (self.place(at, op.key, false)?, &expect) {
+        match (self.place(op.key, false)?, &expect) {
             (Place::Free(parent), Expect::Absent) => {
-                self.insert(at, parent, op.key, Body::value(op.value));
+                self.insert(at, parent, op.key, NewNode::permanent(Body::value(op.value)));
             }
             (Place::Taken(slot), _) if expect.matches(&self.slab[slot]) && op.has_new_value => {
                 self.overwrite(at, slot, op.value);
@@ -208,67 +272,6 @@ impl Tree {
         }
         Ok(Code::Success)
     }
-
-    /// Where a permanent node may be written. With `create_parents` it makes the missing
-    /// directories; nothing after that refuses, because then the key itself is missing too.
-    #[inline]
-    fn place(&mut self, at: ApplyContext, key: &[u8], create_parents: bool) -> Result<Place, Code> {
-        let Some(slot) = self.find(key) else {
-            // A key that is there was checked when it was made.
-            check_key(key)?;
-            let parent = if create_parents { self.make_parents(at, key) } else { self.find_parent(key) };
-            return parent.map(Place::Free);
-        };
-        let node = &self.slab[slot];
-        if self.slab[node.parent].lock {
-            return Err(Code::ParentIsLock);
-        }
-        if node.lock {
-            return Err(Code::IsLockNode);
-        }
-        if node.lease.is_some() {
-            return Err(Code::IsTempNode);
-        }
-        Ok(Place::Taken(slot))
-    }
-
-    fn find_parent(&self, key: &[u8]) -> Result<Slot, Code> {
-        let parent = match parent_key(key) {
-            Some(parent) => self.find(parent).ok_or(Code::ParentDirNotExists)?,
-            None => ROOT,
-        };
-        self.check_parent(parent)
-    }
-
-    fn check_parent(&self, parent: Slot) -> Result<Slot, Code> {
-        let node = &self.slab[parent];
-        if !node.is_dir() {
-            return Err(Code::ParentNotDir);
-        }
-        if node.lock { Err(Code::ParentIsLock) } else { Ok(parent) }
-    }
-
-    fn make_parents(&mut self, at: ApplyContext, key: &[u8]) -> Result<Slot, Code> {
-        let mut missing = Vec::new();
-        let mut existing = ROOT;
-        let mut next = parent_key(key);
-        while let Some(parent) = next {
-            if let Some(slot) = self.find(parent) {
-                existing = slot;
-                break;
-            }
-            missing.push(parent);
-            next = parent_key(parent);
-        }
-        self.check_parent(existing)?;
-        let make = |dir: Slot, key: &&[u8]| self.insert(at, dir, key, Body::dir());
-        Ok(missing.iter().rev().fold(existing, make))
-    }
-}
-
-/// The key of the directory that a key stands in; none for those in the root.
-fn parent_key(key: &[u8]) -> Option<&[u8]> {
-    key.iter().rposition(|byte| *byte == b'.').map(|dot| &key[..dot])
 }
 
 /// Number of items, if they can be read and keep the limits.

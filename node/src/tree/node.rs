@@ -1,6 +1,7 @@
 //! A node of the tree, and what readers see of it.
 
 use super::dirty::Mark;
+use super::lease::Lease;
 use super::record::NodeRecord;
 use super::segment::Children;
 use super::slab::Slot;
@@ -18,15 +19,6 @@ pub struct Meta {
     pub create_time_ms: u64,
     pub update_index: u64,
     pub update_time_ms: u64,
-}
-
-/// Makes a node temporary: who owns it and when it expires.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Lease {
-    /// Client id of the owner.
-    pub owner: [u8; 16],
-    /// Leader's wall clock at which the node expires, ms since the Unix epoch.
-    pub deadline_ms: u64,
 }
 
 pub(super) enum Body {
@@ -51,6 +43,29 @@ impl Body {
     }
 }
 
+/// A node that is about to be made.
+pub(super) struct NewNode {
+    pub(super) body: Body,
+    pub(super) lock: bool,
+    pub(super) lease: Option<Box<Lease>>,
+}
+
+impl NewNode {
+    #[inline]
+    pub(super) fn permanent(body: Body) -> NewNode {
+        NewNode { body, lock: false, lease: None }
+    }
+
+    pub(super) fn temporary(body: Body, lease: Lease) -> NewNode {
+        NewNode { body, lock: false, lease: Some(Box::new(lease)) }
+    }
+
+    /// A lock directory, or an entry of one, which has a lease.
+    pub(super) fn lock(body: Body, lease: Option<Lease>) -> NewNode {
+        NewNode { body, lock: true, lease: lease.map(Box::new) }
+    }
+}
+
 pub(super) struct Node {
     pub(super) key: Arc<[u8]>,
     pub(super) parent: Slot,
@@ -70,6 +85,9 @@ pub(super) struct Node {
 /// What a node costs beside its key and its value: itself, the headers of its two allocations,
 /// its places in the key index and in its parent's child map.
 const NODE_BYTES: u64 = (size_of::<Node>() + 2 * 16 + 16 + 40) as u64;
+
+/// What a lease costs: itself, and its places in the orders of the leases.
+const LEASE_BYTES: u64 = (size_of::<Lease>() + 16 + 2 * 32 + 24) as u64;
 
 impl Node {
     #[inline]
@@ -95,7 +113,8 @@ impl Node {
 
     /// Approximate heap bytes.
     pub(super) fn heap_bytes(&self) -> u64 {
-        NODE_BYTES + (self.key.len() + self.body.value_len()) as u64
+        let lease = if self.lease.is_some() { LEASE_BYTES } else { 0 };
+        NODE_BYTES + lease + (self.key.len() + self.body.value_len()) as u64
     }
 
     /// Replaces the value; in place when nobody else looks at it and it has the same length.
@@ -161,9 +180,9 @@ impl<'a> NodeView<'a> {
         u32::try_from(self.0.child_count()).unwrap_or(u32::MAX)
     }
 
-    /// Appends the packed result of a get.
+    /// Appends the packed result of a get; what is left of a TTL is counted from `clock_ms`.
     #[inline]
-    pub fn pack(&self, out: &mut Vec<u8>) {
+    pub fn pack(&self, clock_ms: u64, out: &mut Vec<u8>) {
         let meta = self.meta();
         let node = PackedNode {
             dir: self.is_dir(),
@@ -175,8 +194,7 @@ impl<'a> NodeView<'a> {
             update_time_ms: meta.update_time_ms,
             child_count: self.child_count(),
             value: self.value().map_or(&[], |value| value),
-            // What is left of a TTL depends on the reader's clock; the tree has none.
-            lease: None,
+            lease: self.lease().map(|lease| (lease.remaining_ms(clock_ms), lease.owner)),
         };
         node.pack(out);
     }
@@ -214,9 +232,10 @@ pub struct ListedNode {
     pub value: Option<Arc<[u8]>>,
 }
 
-impl From<ListedNode> for v1::Node {
-    /// The TTL that is left is for the caller, who has a clock, to fill in.
-    fn from(node: ListedNode) -> v1::Node {
+impl ListedNode {
+    /// As a message; what is left of a TTL is counted from `clock_ms`.
+    pub fn into_message(self, clock_ms: u64) -> v1::Node {
+        let node = self;
         v1::Node {
             key: Bytes::from_owner(node.key),
             value: node.value.map(Bytes::from_owner),
@@ -228,7 +247,7 @@ impl From<ListedNode> for v1::Node {
             temp: node.lease.is_some(),
             lock: node.lock,
             child_count: node.child_count,
-            ttl_remaining_ms: None,
+            ttl_remaining_ms: node.lease.as_ref().map(|lease| lease.remaining_ms(clock_ms)),
             owner: node.lease.map(|lease| Bytes::copy_from_slice(&lease.owner)),
         }
     }

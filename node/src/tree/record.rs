@@ -6,12 +6,13 @@
 //! | field | bytes | |
 //! |---|---|---|
 //! | version | 1 | 1 |
-//! | flags | 1 | 0x01 directory, 0x02 lock, 0x04 has an owner and a deadline |
+//! | flags | 1 | 0x01 directory, 0x02 lock, 0x04 has a lease |
 //! | create index, create time, update index, update time | 4 x 8 | |
-//! | owner, deadline | 16 + 8 | with flag 0x04 |
+//! | owner, TTL, start, TTL index | 16 + 3 x 8 | with flag 0x04 |
 //! | value | the rest | nothing for directories |
 
-use super::node::{Lease, Meta};
+use super::lease::Lease;
+use super::node::Meta;
 use std::sync::Arc;
 
 const VERSION: u8 = 1;
@@ -19,7 +20,7 @@ const DIR: u8 = 1;
 const LOCK: u8 = 2;
 const LEASE: u8 = 4;
 const META_BYTES: usize = 32;
-const LEASE_BYTES: usize = 24;
+const LEASE_BYTES: usize = 40;
 
 /// A node without its key. Cloning and building it copies no value.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -63,7 +64,9 @@ impl NodeRecord {
         }
         if let Some(lease) = &self.lease {
             out.extend_from_slice(&lease.owner);
-            out.extend_from_slice(&lease.deadline_ms.to_le_bytes());
+            for number in [lease.ttl_ms, lease.start_ms, lease.ttl_index] {
+                out.extend_from_slice(&number.to_le_bytes());
+            }
         }
         out.extend_from_slice(self.value.as_deref().unwrap_or_default());
     }
@@ -111,8 +114,10 @@ fn decode_meta(bytes: &[u8]) -> Option<(Meta, &[u8])> {
 
 fn decode_lease(bytes: &[u8]) -> Option<(Box<Lease>, &[u8])> {
     let (owner, rest) = bytes.split_first_chunk()?;
-    let (deadline_ms, rest) = decode_u64(rest)?;
-    Some((Box::new(Lease { owner: *owner, deadline_ms }), rest))
+    let (ttl_ms, rest) = decode_u64(rest)?;
+    let (start_ms, rest) = decode_u64(rest)?;
+    let (ttl_index, rest) = decode_u64(rest)?;
+    Some((Box::new(Lease { owner: *owner, ttl_ms, start_ms, ttl_index }), rest))
 }
 
 #[cfg(test)]
@@ -130,14 +135,14 @@ mod tests {
     #[test]
     fn the_layout_of_version_1_stays_as_it_is() {
         let meta = Meta { create_index: 1, create_time_ms: 2, update_index: 3, update_time_ms: 0x0102 };
-        let lease = Some(Box::new(Lease { owner: [9; 16], deadline_ms: 4 }));
+        let lease = Some(Box::new(Lease { owner: [9; 16], ttl_ms: 4, start_ms: 5, ttl_index: 6 }));
         let record = NodeRecord { meta, lock: true, lease, value: Some(Arc::from(&b"ab"[..])) };
         let mut expected = vec![1, 6];
         expected.extend([
             1, 0, 0, 0, 0, 0, 0, 0, 2, 0, 0, 0, 0, 0, 0, 0, 3, 0, 0, 0, 0, 0, 0, 0, 2, 1, 0, 0, 0, 0, 0, 0,
         ]);
         expected.extend([9; 16]);
-        expected.extend([4, 0, 0, 0, 0, 0, 0, 0, b'a', b'b']);
+        expected.extend([4, 0, 0, 0, 0, 0, 0, 0, 5, 0, 0, 0, 0, 0, 0, 0, 6, 0, 0, 0, 0, 0, 0, 0, b'a', b'b']);
         assert_eq!(encoded(&record), expected);
         let dir = NodeRecord { meta: Meta::default(), lock: false, lease: None, value: None };
         assert_eq!(encoded(&dir)[..2], [1, 1]);
@@ -163,13 +168,15 @@ mod tests {
 
     proptest! {
         #[test]
-        fn records_round_trip(numbers: [u64; 4], lock: bool, lease: Option<([u8; 16], u64)>,
+        fn records_round_trip(numbers: [u64; 4], lock: bool, lease: Option<([u8; 16], [u64; 3])>,
                               value: Option<Vec<u8>>) {
             let [create_index, create_time_ms, update_index, update_time_ms] = numbers;
             let record = NodeRecord {
                 meta: Meta { create_index, create_time_ms, update_index, update_time_ms },
                 lock,
-                lease: lease.map(|(owner, deadline_ms)| Box::new(Lease { owner, deadline_ms })),
+                lease: lease.map(|(owner, [ttl_ms, start_ms, ttl_index])| {
+                    Box::new(Lease { owner, ttl_ms, start_ms, ttl_index })
+                }),
                 value: value.map(Arc::from),
             };
             prop_assert_eq!(NodeRecord::decode(&encoded(&record)), Ok(record));

@@ -7,7 +7,7 @@ use std::ops::{Index, IndexMut};
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
 /// Place of a node in the slab. It is never seen outside and decides nothing.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Slot(pub(super) u32);
 
 const CHUNK_BITS: u32 = 10;

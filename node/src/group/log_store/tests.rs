@@ -23,7 +23,12 @@ fn log_id(term: u64, index: u64) -> LogId {
 }
 
 fn entry(term: u64, index: u64, ops: usize) -> Entry {
-    let commands = Commands { time_ms: index * 10, count: 3, ops: Bytes::from(vec![index as u8; ops]) };
+    let commands = Commands {
+        time_ms: index * 10,
+        clock_ms: index * 7,
+        count: 3,
+        ops: Bytes::from(vec![index as u8; ops]),
+    };
     Entry::new(log_id(term, index), EntryPayload::Normal(commands))
 }
 
@@ -80,7 +85,7 @@ fn a_log_record_has_golden_bytes() {
 #[tokio::test]
 async fn an_entry_in_memory_does_not_hold_the_buffer_it_came_in() {
     let frame = Bytes::from(vec![1; 1 << 20]);
-    let commands = Commands { time_ms: 1, count: 1, ops: frame.slice(100..200) };
+    let commands = Commands { time_ms: 1, clock_ms: 1, count: 1, ops: frame.slice(100..200) };
     let (_, (kept, _)) = append_op(GROUP, Entry::new(log_id(1, 0), EntryPayload::Normal(commands)));
     assert!(frame.is_unique());
     let EntryPayload::Normal(commands) = kept.payload else { panic!() };

@@ -343,7 +343,8 @@ fn op(i: usize) -> Bytes {
 
 /// Proposes without waiting between two, then waits for all.
 async fn propose(leader: &TestRaft, range: std::ops::Range<usize>) {
-    let writes = range.map(|i| leader.client_write(Commands { time_ms: 0, count: 1, ops: op(i) }));
+    let writes =
+        range.map(|i| leader.client_write(Commands { time_ms: 0, clock_ms: 0, count: 1, ops: op(i) }));
     for result in futures::future::join_all(writes).await {
         result.unwrap();
     }

@@ -152,6 +152,13 @@ fn a_record_that_does_not_fit_is_refused_with_its_key() {
     });
     let mut f = Fixture::new();
     f.plant("v", false, false, None);
+    f.plant("lockdir", true, true, None);
+    let lease = Some(Box::new(Lease { owner: ME, ttl_ms: 1, start_ms: 1, ttl_index: 1 }));
+    let value_of_entry = Some(Arc::from(LockEntry { hold_ms: 1, ticket: 1, token: 1 }.pack()));
+    let entry = NodeRecord { meta: Meta::default(), lock: true, lease, value: value_of_entry };
+    let leased_lock = encoded(&NodeRecord { value: None, ..entry.clone() });
+    let unleased = encoded(&NodeRecord { lease: None, ..entry.clone() });
+    let entry = encoded(&entry);
     for (key, record, reason) in [
         ("v", &value[..], "there already"),
         ("v.below", &value, "not a directory"),
@@ -159,29 +166,38 @@ fn a_record_that_does_not_fit_is_refused_with_its_key() {
         ("a..b", &value, "syntax"),
         ("", &value, "root"),
         ("new", &value[..5], "too short"),
+        ("lock", &leased_lock, "a lease of its own"),
+        ("free", &entry, "entry of a lock"),
+        ("lockdir.entry", &entry[..entry.len() - 1], "entry of a lock"),
+        ("lockdir.entry", &unleased, "entry of a lock"),
     ] {
         let text = f.tree.load(key.as_bytes(), record).unwrap_err().to_string();
         assert!(text.contains(reason) && text.contains(&format!("\"{key}\"")), "{text}");
     }
-    assert_eq!(f.tree.node_count(), 2);
+    assert_eq!(f.tree.node_count(), 3);
+    assert_eq!(f.tree.load(b"lockdir.entry", &entry), Ok(()));
 }
 
 #[test]
 fn the_digest_sees_every_field() {
     let base =
         NodeRecord { meta: Meta::default(), lock: false, lease: None, value: Some(Arc::from(&b"v"[..])) };
-    let lease = |owner, deadline_ms| Some(Box::new(Lease { owner, deadline_ms }));
+    let lease = |owner, [ttl_ms, start_ms, ttl_index]: [u64; 3]| {
+        Some(Box::new(Lease { owner, ttl_ms, start_ms, ttl_index }))
+    };
     let variants = [
         base.clone(),
         NodeRecord { meta: Meta { create_index: 1, ..Meta::default() }, ..base.clone() },
         NodeRecord { meta: Meta { create_time_ms: 1, ..Meta::default() }, ..base.clone() },
         NodeRecord { meta: Meta { update_index: 1, ..Meta::default() }, ..base.clone() },
         NodeRecord { meta: Meta { update_time_ms: 1, ..Meta::default() }, ..base.clone() },
-        NodeRecord { lock: true, ..base.clone() },
-        NodeRecord { lease: lease(ME, 1), ..base.clone() },
-        NodeRecord { lease: lease(OTHER, 1), ..base.clone() },
-        NodeRecord { lease: lease(ME, 2), ..base.clone() },
+        NodeRecord { lease: lease(ME, [1, 1, 1]), ..base.clone() },
+        NodeRecord { lease: lease(OTHER, [1, 1, 1]), ..base.clone() },
+        NodeRecord { lease: lease(ME, [2, 1, 1]), ..base.clone() },
+        NodeRecord { lease: lease(ME, [1, 2, 1]), ..base.clone() },
+        NodeRecord { lease: lease(ME, [1, 1, 2]), ..base.clone() },
         NodeRecord { value: None, ..base.clone() },
+        NodeRecord { lock: true, value: None, ..base.clone() },
         NodeRecord { value: Some(Arc::from(&b"w"[..])), ..base.clone() },
     ];
     let digests: BTreeSet<String> = variants

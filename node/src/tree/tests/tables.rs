@@ -5,11 +5,11 @@ use Code::*;
 use dtkv_client::limits::{BATCH_ITEMS_MAX, KEY_BYTES_MAX, VALUE_BYTES_MAX};
 use dtkv_client::packed::{PackedNode, PackedResult, results};
 
-const BAD_KEYS: [&str; 8] = ["", ".x", "x.", "a..b", "a b", "a\tb", "a\x7f", "."];
+pub(super) const BAD_KEYS: [&str; 8] = ["", ".x", "x.", "a..b", "a b", "a\tb", "a\x7f", "."];
 
 /// `d` holds a value `d.v` and an empty directory `d.e`; beside it a value, an empty directory, a
 /// lock directory with an entry, and temporary nodes of mine and of somebody else.
-fn furnished() -> Fixture {
+pub(super) fn furnished() -> Fixture {
     let mut f = Fixture::new();
     assert_eq!(f.mkdir("d"), Success);
     assert_eq!(f.put("d.v", "below"), Success);
@@ -25,26 +25,26 @@ fn furnished() -> Fixture {
     f
 }
 
-fn long_key(len: usize) -> String {
+pub(super) fn long_key(len: usize) -> String {
     "k".repeat(len)
 }
 
-fn long_value(len: usize) -> String {
+pub(super) fn long_value(len: usize) -> String {
     "v".repeat(len)
 }
 
 fn as_me<'a>(op: Op<'a>) -> Op<'a> {
-    Op { session: Some((ME, 0)), ..op }
+    by(ME, op)
 }
 
 /// Applies the operation and makes sure that a refusal changes nothing.
-fn refused(f: &mut Fixture, op: &Op<'_>, expected: Code) {
+pub(super) fn refused(f: &mut Fixture, op: &Op<'_>, expected: Code) {
     let before = f.tree.digest();
     assert_eq!(f.apply(op), expected, "{op:?}");
     assert_eq!(f.tree.digest(), before, "{op:?}");
 }
 
-fn refusals(cases: &[(Op<'_>, Code)]) {
+pub(super) fn refusals(cases: &[(Op<'_>, Code)]) {
     let mut f = furnished();
     cases.iter().for_each(|(op, expected)| refused(&mut f, op, *expected));
 }
@@ -196,7 +196,7 @@ fn packed_gets_carry_the_node_or_the_code() {
     let f = furnished();
     let mut out = Vec::new();
     for key in ["v", "absent", "a..b", "lock.entry", "d"] {
-        f.tree.pack_get(key.as_bytes(), &mut out);
+        f.tree.pack_get(key.as_bytes(), 0, &mut out);
     }
     let mut results = results(&out);
     let meta = f.meta("v");
@@ -361,7 +361,7 @@ fn mkdir_checks_the_key_then_the_parent_then_what_is_there() {
 
 // compare-and-set
 
-fn cas<'a>(key: &'a str, expect: Option<&'a str>, new: Option<&'a str>) -> Op<'a> {
+pub(super) fn cas<'a>(key: &'a str, expect: Option<&'a str>, new: Option<&'a str>) -> Op<'a> {
     let mut op = op(Kind::CompareAndSet, key, new.unwrap_or_default());
     op.expect = expect.map(str::as_bytes);
     op.has_new_value = new.is_some();
@@ -451,13 +451,13 @@ fn compare_and_set_by_index_sees_through_aba() {
 
 // batches
 
-fn batch(items: &[Op<'_>]) -> Vec<u8> {
+pub(super) fn batch(items: &[Op<'_>]) -> Vec<u8> {
     let mut packed = Vec::new();
     items.iter().for_each(|item| item.pack(&mut packed));
     packed
 }
 
-fn apply_batch(f: &mut Fixture, batch: &Op<'_>) -> (Code, Vec<Code>) {
+pub(super) fn apply_batch(f: &mut Fixture, batch: &Op<'_>) -> (Code, Vec<Code>) {
     let bytes = f.apply_all(std::slice::from_ref(batch));
     let mut reader = results(&bytes);
     let Ok(PackedResult::Batch(code, items)) = reader.next(Kind::Batch) else { panic!("no batch result") };
@@ -540,10 +540,11 @@ fn batch_items_other_than_plain_puts_and_removes_are_refused() {
             Op::new(Kind::Batch, &[], &inner),
             Op { ttl_ms: Some(1), ..op(Kind::Put, "n", "x") },
             Op { guard: Some((1, b"lock")), ..op(Kind::Put, "n", "x") },
+            Op { expect_index: Some(0), ..op(Kind::Put, "n", "x") },
             as_me(op(Kind::Put, "n", "x")),
         ],
     );
-    assert_eq!(codes, [ClientReqError; 7]);
+    assert_eq!(codes, [ClientReqError; 8]);
     assert_eq!(f.tree.get(b"n").err(), Some(NotFound));
 }
 
@@ -570,9 +571,7 @@ fn a_batch_that_cannot_be_read_or_breaks_a_limit_is_refused_whole() {
         assert_eq!(result, (ClientReqError, vec![]));
     }
     let plain = Op::new(Kind::Batch, &[], &good);
-    for refused in [Op { ttl_ms: Some(1), ..plain }, Op { guard: Some((1, b"lock")), ..plain }] {
-        assert_eq!(apply_batch(&mut f, &refused), (ClientReqError, vec![]));
-    }
+    assert_eq!(apply_batch(&mut f, &with_ttl(1, plain)), (ClientReqError, vec![]));
     assert_eq!(f.tree.digest(), before);
     let full = batch(&vec![put; BATCH_ITEMS_MAX]);
     assert_eq!(apply_batch(&mut f, &Op::new(Kind::Batch, &[], &full)).1.len(), BATCH_ITEMS_MAX);
@@ -581,14 +580,13 @@ fn a_batch_that_cannot_be_read_or_breaks_a_limit_is_refused_whole() {
 // entries
 
 #[test]
-fn ttls_guards_and_reads_are_no_writes_yet() {
-    for kind in [Kind::Put, Kind::Remove, Kind::Mkdir, Kind::CompareAndSet] {
-        refusals(&[
-            (Op { ttl_ms: Some(1), ..op(kind, "new", "x") }, ClientReqError),
-            (Op { guard: Some((1, b"lock")), ..op(kind, "v", "x") }, ClientReqError),
-        ]);
-    }
-    refusals(&[(op(Kind::Get, "v", ""), ClientReqError)]);
+fn reads_and_ttls_that_would_be_ignored_are_refused() {
+    refusals(&[
+        (op(Kind::Get, "v", ""), ClientReqError),
+        (with_ttl(1, op(Kind::Remove, "v", "")), ClientReqError),
+        (with_ttl(1, cas("v", Some("old"), Some("x"))), ClientReqError),
+        (with_ttl(1, as_me(op(Kind::Unlock, "lock", ""))), ClientReqError),
+    ]);
 }
 
 #[test]
