@@ -175,7 +175,7 @@ impl Group {
         };
         let state = self.0.replica.state();
         let mut response = v1::ListResponse { index: state.applied_index(), lag_ms, ..Default::default() };
-        match state.tree.list(&query) {
+        match state.machine.tree.list(&query) {
             Ok(page) => {
                 let clock_ms = self.0.replica.clock_ms();
                 response.nodes = page.nodes.into_iter().map(|node| node.into_message(clock_ms)).collect();
@@ -186,10 +186,10 @@ impl Group {
         Ok(response)
     }
 
-    /// A digest over the tree, the applied index that it belongs to, and the number of nodes.
+    /// A digest over the state, the applied index that it belongs to, and the number of nodes.
     pub fn digest(&self) -> (u64, Digest, u64) {
         let state = self.0.replica.state();
-        (state.applied_index(), state.tree.digest(), state.tree.node_count())
+        (state.applied_index(), state.machine.digest(), state.machine.tree.node_count())
     }
 
     /// Whether this replica leads.

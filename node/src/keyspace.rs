@@ -14,7 +14,7 @@ pub use record::{
 pub enum Family {
     /// Log entries.
     Log,
-    /// Nodes of the trees.
+    /// The groups' state: nodes, sessions, the machines' own records.
     State,
     /// Everything else: votes, progress, identity, addresses.
     Meta,
@@ -188,12 +188,47 @@ fn state_prefix(group: GroupId, epoch: u64) -> [u8; 12] {
     log_key(group, epoch)
 }
 
-/// Key of one node of a group's tree, in one epoch of the group's state.
-pub fn state_key(group: GroupId, epoch: u64, node: &[u8]) -> Vec<u8> {
-    [&state_prefix(group, epoch)[..], node].concat()
+/// What a record of a group's state is about: the part of its key behind the epoch. No key of a node
+/// begins with a byte below 0x21, so the others have room there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum StateKey<'a> {
+    /// A node of the tree, by its key.
+    Node(&'a [u8]),
+    /// What is neither in a node nor in a session.
+    Machine,
+    /// The session of a client.
+    Session([u8; 16]),
 }
 
-/// Group, epoch and node key of a state key.
+const MACHINE: u8 = 1;
+const SESSION: u8 = 2;
+
+/// [`StateKey::Machine`] as bytes.
+pub const MACHINE_KEY: [u8; 1] = [MACHINE];
+
+/// [`StateKey::Session`] as bytes.
+pub fn session_key(client: &[u8; 16]) -> [u8; 17] {
+    let mut key = [SESSION; 17];
+    key[1..].copy_from_slice(client);
+    key
+}
+
+/// Reads the part of a state key that is behind the epoch.
+pub fn state_key_of(bytes: &[u8]) -> Option<StateKey<'_>> {
+    match bytes.split_first() {
+        Some((&MACHINE, [])) => Some(StateKey::Machine),
+        Some((&SESSION, client)) => client.try_into().ok().map(StateKey::Session),
+        Some((..0x21, _)) => None,
+        _ => Some(StateKey::Node(bytes)),
+    }
+}
+
+/// Key of one record of a group's state, in one epoch of it.
+pub fn state_key(group: GroupId, epoch: u64, record: &[u8]) -> Vec<u8> {
+    [&state_prefix(group, epoch)[..], record].concat()
+}
+
+/// Group, epoch and the rest of a state key.
 pub fn decode_state_key(key: &[u8]) -> Option<(GroupId, u64, &[u8])> {
     let (prefix, node) = key.split_first_chunk::<12>()?;
     let (group, epoch) = decode_log_key(prefix)?;
@@ -269,6 +304,24 @@ mod tests {
         assert_eq!(decode_state_key(&state_key(group, 3, b"")), Some((group, 3, &b""[..])));
         assert_eq!(decode_log_key(b"short"), None);
         assert_eq!(decode_state_key(b"short"), None);
+    }
+
+    #[test]
+    fn records_of_the_state_have_golden_keys_and_come_back() {
+        assert_eq!(hex(&MACHINE_KEY), "01");
+        assert_eq!(hex(&session_key(&[7; 16])), "0207070707070707070707070707070707");
+        let cases: [(&[u8], Option<StateKey<'_>>); 7] = [
+            (b"", Some(StateKey::Node(b""))),
+            (b"a.b", Some(StateKey::Node(b"a.b"))),
+            (&MACHINE_KEY, Some(StateKey::Machine)),
+            (&session_key(&[7; 16]), Some(StateKey::Session([7; 16]))),
+            (b"\x01x", None),
+            (b"\x02short", None),
+            (b"\x20", None),
+        ];
+        for (bytes, expected) in cases {
+            assert_eq!(state_key_of(bytes), expected, "{bytes:?}");
+        }
     }
 
     #[test]

@@ -1,7 +1,7 @@
 //! What clients, administrators and people talk to. Thin: decode, check limits, delegate, convert.
 //!
-//! `pipe` and `kv` take requests in, `admission` decides what goes on, `status` turns failures into
-//! gRPC statuses; `admin` and `health` are for operators, `http` and `page` for people and
+//! `pipe`, `kv` and `txn` take requests in, `admission` decides what goes on, `scope` reads who it comes from,
+//! `status` turns failures into gRPC statuses; `admin` and `health` are for operators, `http` and `page` for people and
 //! collectors; `server` owns the clients' port.
 
 pub mod admin;
@@ -13,8 +13,11 @@ pub mod kv;
 pub mod metrics;
 pub mod page;
 pub mod pipe;
+mod request;
+pub mod scope;
 pub mod server;
 pub mod status;
+mod txn;
 
 use crate::clock;
 use crate::engine::Engine;

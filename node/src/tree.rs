@@ -25,6 +25,8 @@ mod slab;
 mod temp;
 #[cfg(test)]
 mod tests;
+mod txn;
+mod undo;
 mod walk;
 
 pub use digest::Digest;
@@ -45,6 +47,7 @@ use lease::Leases;
 use node::{Body, NewNode, Node};
 use slab::{KeyHash, KeyIndex, Slab, Slot};
 use std::sync::Arc;
+use undo::Undo;
 
 /// The root directory. It is not in the key index: no write can name it.
 const ROOT: Slot = Slot(0);
@@ -81,6 +84,7 @@ pub struct Tree {
     removal: EventKind,
     leases: Leases,
     counters: Counters,
+    undo: Undo,
     nodes: u64,
     bytes: u64,
 }
@@ -116,6 +120,7 @@ impl Tree {
             removal: EventKind::Remove,
             leases: Leases::default(),
             counters: Counters::default(),
+            undo: Undo::default(),
             nodes: 1,
             bytes,
         }
@@ -276,6 +281,7 @@ impl Tree {
         self.bytes += node.heap_bytes();
         let slot = self.slab.insert(node);
         self.index.insert(hash, slot);
+        self.undo.linked(slot);
         self.adopt(parent, &key, slot);
         slot
     }
@@ -299,6 +305,7 @@ impl Tree {
     fn adopt(&mut self, parent: Slot, key: &Arc<[u8]>, slot: Slot) {
         if let Body::Dir(children) = &mut self.slab[parent].body {
             children.insert(key, slot);
+            self.undo.adopted(parent, key);
         }
         if self.slab[slot].lease.is_some() {
             self.enroll(slot);
@@ -325,6 +332,7 @@ impl Tree {
         let (parent, key) = (node.parent, Arc::clone(&node.key));
         if let Body::Dir(children) = &mut self.slab[parent].body {
             children.remove(&key);
+            self.undo.disowned(parent, &key, slot);
         }
         self.bury(slot);
         self.touch(at, parent);
@@ -339,9 +347,10 @@ impl Tree {
         let node = self.change(slot);
         let bytes = node.heap_bytes();
         node.live = false;
-        node.body = Body::Value(Arc::default());
+        let body = std::mem::replace(&mut node.body, Body::Value(Arc::default()));
         node.lock = false;
         node.lease = None;
+        self.undo.emptied(slot, body);
         self.nodes -= 1;
         self.bytes -= bytes;
     }

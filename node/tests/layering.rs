@@ -7,8 +7,8 @@ use std::path::{Path, PathBuf};
 const FLOORS: [&[&str]; 8] = [
     &["ids", "clock", "peer_v1", "storage_v1"],
     &["failure", "config", "telemetry", "peer_codec"],
-    &["keyspace", "tree"],
-    &["engine", "transport"],
+    &["keyspace", "tree", "session"],
+    &["machine", "engine", "transport"],
     &["group"],
     &["store"],
     &["service"],

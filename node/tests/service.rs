@@ -4,6 +4,8 @@
 mod harness;
 #[path = "service/lifecycle.rs"]
 mod lifecycle;
+#[path = "service/once.rs"]
+mod once;
 #[path = "service/pipe.rs"]
 mod pipe;
 #[path = "service/ports.rs"]

@@ -4,6 +4,8 @@
 
 #[path = "store/harness.rs"]
 mod harness;
+#[path = "store/once.rs"]
+mod once;
 
 use dtkv_client::v1::{self, Code, Consistency};
 use harness::{Cluster, Options, eventually};

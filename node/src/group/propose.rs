@@ -13,7 +13,7 @@ use crate::group::reply::{Answer, Deadlines, Reply, ReplySlot};
 use crate::group::state_machine::StateMachine;
 use crate::ids::GroupId;
 use bytes::{Bytes, BytesMut};
-use dtkv_client::packed::{self, PackedResult};
+use dtkv_client::packed::{self, Kind, PackedResult};
 use dtkv_client::v1::failure::Reason;
 use futures::FutureExt;
 use openraft::errors::{ClientWriteError, ForwardReason};
@@ -248,15 +248,19 @@ impl Drop for Completion {
 }
 
 fn answer_frames(frames: Vec<Waiting>, applied: Applied) {
-    let index = applied.index;
     if let [frame] = &frames[..] {
+        let index = applied.index_at(0);
         return frame.reply.send(Ok(Answer { index, results: applied.results, lag_ms: None }));
     }
     let mut results = packed::results(&applied.results);
     for frame in frames {
         let from = results.offset();
         let answer = skip_results(&mut results, &frame.ops)
-            .map(|()| Answer { index, results: applied.results.slice(from..results.offset()), lag_ms: None })
+            .map(|()| Answer {
+                index: applied.index_at(from),
+                results: applied.results.slice(from..results.offset()),
+                lag_ms: None,
+            })
             .ok_or_else(|| Failure::internal("the entry has fewer results than operations").unknown());
         frame.reply.send(answer);
     }
@@ -264,7 +268,10 @@ fn answer_frames(frames: Vec<Waiting>, applied: Applied) {
 
 fn skip_results(results: &mut packed::Results<'_>, ops: &[u8]) -> Option<()> {
     for op in packed::ops(ops) {
-        let _: PackedResult<'_> = results.next(op.ok()?.kind).ok()?;
+        let kind = op.ok()?.kind;
+        if kind != Kind::Scope {
+            let _: PackedResult<'_> = results.next(kind).ok()?;
+        }
     }
     Some(())
 }
@@ -300,6 +307,9 @@ pub fn failure_of(group: GroupId, error: &ClientWriteError<TypeConfig>) -> Failu
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::machine::Repeat;
+    use dtkv_client::packed::Op;
+    use dtkv_client::packed::scope::Scope;
 
     fn waiting(count: u32, bytes: usize) -> Waiting {
         Waiting { ops: Bytes::from(vec![0; bytes]), count, reply: ReplySlot::new(Box::new(|_| {})) }
@@ -313,6 +323,39 @@ mod tests {
         queue.in_flight = 1;
         assert_eq!(take_batch(&mut queue).map(|batch| batch.len()), Some(1));
         assert_eq!(queue.in_flight, 2);
+    }
+
+    #[test]
+    fn every_frame_of_an_entry_gets_its_own_results_and_index() {
+        let (send, receive) = std::sync::mpsc::channel();
+        let frame = |number: usize, sequence: Option<u64>, count: u16| {
+            let mut ops = Vec::new();
+            let scope = |sequence| Scope {
+                client_id: [1; 16],
+                sequence,
+                acknowledged_below: 0,
+                operations: count,
+                is_retry: false,
+            };
+            sequence.map(scope).iter().for_each(|scope| scope.pack(&mut ops));
+            (0..count).for_each(|_| Op::new(Kind::Put, b"k", b"v").pack(&mut ops));
+            let send = send.clone();
+            let reply: Reply = Box::new(move |answer| drop(send.send((number, answer))));
+            Waiting { ops: ops.into(), count: count.into(), reply: ReplySlot::new(reply) }
+        };
+        let frames = vec![frame(0, None, 1), frame(1, Some(4), 2), frame(2, Some(5), 1)];
+        let repeats = vec![Repeat { offset: 1, index: 7 }];
+        let results = Bytes::from_static(&[0, 0, 2, 2]);
+        answer_frames(frames, Applied { index: 9, results: results.clone(), repeats });
+        let alone = vec![frame(3, Some(6), 1)];
+        let repeats = vec![Repeat { offset: 0, index: 8 }];
+        answer_frames(alone, Applied { index: 9, results: results.slice(..1), repeats });
+        let answers: Vec<_> = receive.try_iter().collect();
+        let expected: [(u64, &[u8]); 4] = [(9, &[0]), (7, &[0, 2]), (9, &[2]), (8, &[0])];
+        for ((number, answer), (index, results)) in answers.into_iter().zip(expected) {
+            let answer = answer.expect("an answer");
+            assert_eq!((answer.index, &answer.results[..]), (index, results), "frame {number}");
+        }
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! written as the protobuf messages of `dtkv.peer.v1`.
 
 use crate::ids::NodeId;
+use crate::machine::Repeat;
 use crate::peer_v1 as pb;
 use bytes::Bytes;
 use openraft::EmptyNode;
@@ -57,6 +58,16 @@ pub struct Applied {
     pub index: u64,
     /// Packed results, one for each operation.
     pub results: Bytes,
+    /// The frames in it that had been applied before, in the order of their results.
+    pub repeats: Vec<Repeat>,
+}
+
+impl Applied {
+    /// The index at which the frame was applied whose results begin at `offset`.
+    pub fn index_at(&self, offset: usize) -> u64 {
+        let found = self.repeats.binary_search_by_key(&offset, |repeat| repeat.offset);
+        found.ok().and_then(|at| self.repeats.get(at)).map_or(self.index, |repeat| repeat.index)
+    }
 }
 
 impl fmt::Display for Applied {

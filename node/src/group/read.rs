@@ -210,7 +210,7 @@ fn answer_gets(replica: &Replica, ops: &[u8]) -> Answer {
     let state = replica.state();
     let mut results = Vec::with_capacity(ops.len() * 4);
     for op in packed::ops(ops).flatten() {
-        state.tree.pack_get(op.key, clock_ms, &mut results);
+        state.machine.tree.pack_get(op.key, clock_ms, &mut results);
     }
     Answer { index: state.applied_index(), results: results.into(), lag_ms: None }
 }

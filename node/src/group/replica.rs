@@ -1,6 +1,6 @@
-//! The state of one replica: the tree in memory, how far it is applied, and its base on disk.
+//! The state of one replica: the machine in memory, how far it is applied, and its base on disk.
 //!
-//! The tree serves reads and applies. A checkpoint writes the nodes that changed since the last
+//! The machine's tree serves reads. A checkpoint writes what changed in the machine since the last
 //! one, together with the applied log id and the membership, in one atomic write; restart loads
 //! that base and openraft replays the log behind it.
 
@@ -15,8 +15,9 @@ use crate::group::raft::{
 use crate::group::snapshot::{Records, SnapshotHandle};
 use crate::ids::GroupId;
 use crate::keyspace::{self, Family, GroupKind, MetaKey};
+use crate::machine::{Changes, Machine, Outcome};
 use crate::storage_v1 as pb;
-use crate::tree::{ApplyContext, Dirty, Tree};
+use crate::tree::ApplyContext;
 use bytes::Bytes;
 use openraft::EntryPayload;
 use parking_lot::RwLock;
@@ -29,8 +30,8 @@ const DRAINED_AT_ONCE: usize = 1024;
 
 /// What reads look at; replaced whole when a snapshot is installed.
 pub struct State {
-    /// The tree.
-    pub tree: Tree,
+    /// What the log is applied to.
+    pub machine: Machine,
     /// Last log id applied to it.
     pub applied: Option<LogId>,
     membership: StoredMembership,
@@ -90,12 +91,12 @@ impl Replica {
             Some(membership) => stored_membership_from_pb(membership)?,
             None => StoredMembership::default(),
         };
-        let tree = load_tree(&engine, id, epoch)?;
+        let machine = load_machine(&engine, id, epoch)?;
         engine.submit(Write { ops: other_epochs(id, epoch), done: None });
         let checkpointed = Checkpointed { log_id: applied, membership: membership.clone() };
         let opened_at = clock::now();
-        let clock = GroupClock::new(tree.counters().clock_ms, opened_at);
-        let state = State { tree, applied, membership, epoch, checkpointed };
+        let clock = GroupClock::new(machine.tree.counters().clock_ms, opened_at);
+        let state = State { machine, applied, membership, epoch, checkpointed };
         Ok(Replica {
             id,
             engine,
@@ -163,12 +164,12 @@ impl Replica {
     /// Applies one committed entry.
     pub fn apply(&self, entry: &Entry) -> Applied {
         let _timer = self.metrics.apply_seconds.start_timer();
-        let mut results = Vec::new();
+        let mut outcome = Outcome::default();
         let mut state = self.state.write();
         match &entry.payload {
             EntryPayload::Blank => {}
             EntryPayload::Normal(commands) => {
-                results.reserve(commands.count as usize);
+                outcome.results.reserve(commands.count as usize);
                 self.clock.observe(commands.clock_ms, clock::now());
                 let at = ApplyContext {
                     index: entry.log_id.index(),
@@ -176,8 +177,8 @@ impl Replica {
                     clock_ms: commands.clock_ms,
                 };
                 // Malformed commands never pass admission. Should they be in the log all the same,
-                // every replica stops at the same operation, so the trees stay equal.
-                if let Err(error) = state.tree.apply(at, &commands.ops, &mut results) {
+                // every replica stops at the same operation, so they stay equal.
+                if let Err(error) = state.machine.apply(at, &commands.ops, &mut outcome) {
                     tracing::error!(group = %self.id, index = at.index, %error, "log entry with malformed operations");
                 }
                 self.unsaved_bytes.fetch_add(commands.ops.len() as u64 + 64, Ordering::Relaxed);
@@ -190,7 +191,7 @@ impl Replica {
         state.applied = Some(entry.log_id);
         let index = entry.log_id.index();
         self.applied_index.store(index, Ordering::Release);
-        Applied { index, results: Bytes::from(results) }
+        Applied { index, results: Bytes::from(outcome.results), repeats: outcome.repeats }
     }
 
     /// Fixes what changed since the last checkpoint; None when nothing was applied since.
@@ -200,7 +201,7 @@ impl Replica {
             return None;
         }
         self.unsaved_bytes.store(0, Ordering::Relaxed);
-        state.tree.freeze_dirty();
+        state.machine.freeze_dirty();
         Some(PendingCheckpoint {
             applied: state.applied,
             membership: state.membership.clone(),
@@ -214,12 +215,13 @@ impl Replica {
     /// When the engine fails.
     pub async fn write_checkpoint(&self, pending: PendingCheckpoint) -> io::Result<SnapshotMeta> {
         let _disk = self.disk.lock().await;
-        let Some(dirty) = self.drain_dirty(pending.epoch) else {
-            // A snapshot was installed meanwhile; these changes belong to a tree that is gone.
+        let Some(changes) = self.drain_frozen(pending.epoch) else {
+            // A snapshot was installed meanwhile; these changes belong to a machine that is gone.
             return Ok(self.checkpoint_meta());
         };
         let applied = applied_record(pending.epoch, pending.applied, &pending.membership);
-        let ops = checkpoint_ops(self.id, &dirty, &applied);
+        // Encodes outside of the lock what was taken under it.
+        let ops = checkpoint::checkpoint_ops(self.id, changes.changed(), changes.removed(), &applied);
         self.engine.write(ops).await?;
         self.metrics.checkpoints.inc();
         self.state.write().checkpointed =
@@ -228,15 +230,15 @@ impl Replica {
     }
 
     /// Takes the frozen changes piece by piece, so that applies and reads go on in between.
-    fn drain_dirty(&self, epoch: u64) -> Option<Dirty> {
-        let mut dirty = Dirty::default();
+    fn drain_frozen(&self, epoch: u64) -> Option<Changes> {
+        let mut changes = Changes::default();
         loop {
             let mut state = self.state.write();
             if state.epoch != epoch {
                 return None;
             }
-            if state.tree.drain_frozen(DRAINED_AT_ONCE, &mut dirty) {
-                return Some(dirty);
+            if state.machine.drain_frozen(DRAINED_AT_ONCE, &mut changes) {
+                return Some(changes);
             }
         }
     }
@@ -285,7 +287,7 @@ impl Replica {
     pub async fn install(&self, meta: &SnapshotMeta, epoch: u64) -> io::Result<()> {
         let _disk = self.disk.lock().await;
         let (engine, id) = (self.engine.clone(), self.id);
-        let tree = tokio::task::spawn_blocking(move || load_tree(&engine, id, epoch))
+        let machine = tokio::task::spawn_blocking(move || load_machine(&engine, id, epoch))
             .await
             .map_err(io::Error::other)??;
         let applied = applied_record(epoch, meta.last_log_id, &meta.last_membership);
@@ -294,13 +296,13 @@ impl Replica {
         self.engine.write(ops).await?;
         let mut state = self.state.write();
         *state = State {
-            tree,
+            machine,
             applied: meta.last_log_id,
             membership: meta.last_membership.clone(),
             epoch,
             checkpointed: Checkpointed { log_id: meta.last_log_id, membership: meta.last_membership.clone() },
         };
-        self.clock.observe(state.tree.counters().clock_ms, clock::now());
+        self.clock.observe(state.machine.tree.counters().clock_ms, clock::now());
         self.applied_index.store(meta.last_log_id.map_or(0, |id| id.index()), Ordering::Release);
         self.unsaved_bytes.store(0, Ordering::Relaxed);
         Ok(())
@@ -324,30 +326,20 @@ fn read_applied(engine: &Engine, id: GroupId) -> io::Result<Option<pb::Applied>>
     engine.get(Family::Meta, &key)?.map(|bytes| keyspace::decode_record(&bytes)).transpose()
 }
 
-/// Builds the tree from the records of one epoch.
-fn load_tree(engine: &Engine, id: GroupId, epoch: u64) -> io::Result<Tree> {
+/// Builds the machine from the records of one epoch.
+fn load_machine(engine: &Engine, id: GroupId, epoch: u64) -> io::Result<Machine> {
     let (from, to) = keyspace::state_range(id, epoch);
-    let mut tree = Tree::new();
+    let mut machine = Machine::default();
     for item in engine.scan(Family::State, &from, &to) {
         let (key, record) = item?;
-        tree.load(&key[from.len()..], &record).map_err(|error| {
+        machine.load(&key[from.len()..], &record).map_err(|error| {
             io::Error::new(
                 io::ErrorKind::InvalidData,
                 format!("{id}: damaged record in the checkpoint: {error}"),
             )
         })?;
     }
-    Ok(tree)
-}
-
-/// Encodes outside of the lock what was taken under it.
-fn checkpoint_ops(id: GroupId, dirty: &Dirty, applied: &pb::Applied) -> Vec<WriteOp> {
-    let encoded = dirty.changed.iter().map(|(key, record)| {
-        let mut bytes = Vec::with_capacity(record.encoded_len());
-        record.encode(&mut bytes);
-        (key.clone(), Bytes::from(bytes))
-    });
-    checkpoint::checkpoint_ops(id, encoded, dirty.removed.iter().cloned(), applied)
+    Ok(machine)
 }
 
 /// Deletes what earlier or abandoned snapshots left.

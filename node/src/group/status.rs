@@ -40,7 +40,7 @@ impl Group {
         };
         let (tree_bytes, tree_nodes) = {
             let state = self.0.replica.state();
-            (state.tree.bytes(), state.tree.node_count())
+            (state.machine.bytes(), state.machine.tree.node_count())
         };
         v1::GroupStatus {
             group_id: self.id().0,

@@ -1,11 +1,15 @@
 //! What is refused before it costs anything: operations that break a rule, and more bytes than the
 //! node has room for.
 
+pub mod txn;
+
 use crate::failure::Failure;
+use crate::service::scope;
 use bytes::Bytes;
 use dtkv_client::limits::{
     BATCH_BYTES_MAX, BATCH_ITEMS_MAX, FRAME_OPS_MAX, check_key, check_key_or_root, check_value,
 };
+use dtkv_client::packed::scope::Scope;
 use dtkv_client::packed::{self, Kind, Malformed, Op};
 use dtkv_client::v1::Code;
 use std::sync::Arc;
@@ -23,7 +27,7 @@ pub enum Checked {
 /// Operations of which some are answered without going on.
 #[derive(Debug, PartialEq)]
 pub struct Partly {
-    /// Those that go on, packed; empty when none does.
+    /// Those that go on, packed, behind the scope that they have; empty when none does.
     pub ops: Bytes,
     /// How many go on.
     pub count: u32,
@@ -93,18 +97,19 @@ pub fn check_count(count: u32) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Checks packed operations: layout, number, kinds, keys, values and sizes.
+/// Checks packed operations: layout, scope, number, kinds, keys, values and sizes.
 ///
 /// # Errors
 /// When they are no request at all. A single operation that breaks a rule of the store is no error:
 /// it is answered here and the others go on.
 pub fn check(ops: &[u8], count: u32, access: Access) -> Result<Checked, Failure> {
+    let (scope, covered) = scope::take(ops, count)?;
     let mut found = 0;
     let mut all_go_on = true;
-    for op in packed::ops(ops) {
+    for op in packed::ops(covered) {
         found += 1;
         let op = op.map_err(|e| Failure::invalid(format!("operation {found} of {count}: {e}")))?;
-        let verdict = check_op(&op, access);
+        let verdict = check_op(op, scope.as_ref(), access);
         let verdict =
             verdict.map_err(|what| Failure::invalid(format!("operation {found} of {count}: {what}")))?;
         all_go_on &= verdict.is_none();
@@ -112,19 +117,23 @@ pub fn check(ops: &[u8], count: u32, access: Access) -> Result<Checked, Failure>
     if found != count {
         return Err(Failure::invalid(format!("the frame says {count} operations and holds {found}")));
     }
-    if all_go_on { Ok(Checked::All) } else { Ok(Checked::Partly(split(ops, access))) }
+    if all_go_on { Ok(Checked::All) } else { Ok(Checked::Partly(split(covered, scope, access))) }
 }
 
-/// Sorts operations, all of them well formed, into those that go on and those answered here.
-fn split(ops: &[u8], access: Access) -> Partly {
-    let mut going_on = Vec::with_capacity(ops.len());
+/// Sorts operations, all of them well formed, into those that go on and those answered here. The same
+/// frame is always split in the same way, so a scope covers the same operations each time.
+fn split(ops: &[u8], scope: Option<Scope>, access: Access) -> Partly {
+    let mut going_on = Vec::with_capacity(ops.len() + Scope::PACKED_BYTES);
+    if let Some(scope) = scope {
+        scope.pack(&mut going_on);
+    }
     let mut verdicts = Vec::new();
-    let mut count = 0;
+    let mut count: u16 = 0;
     let mut reader = packed::ops(ops);
     loop {
         let from = reader.offset();
         let Some(Ok(op)) = reader.next() else { break };
-        match check_op(&op, access) {
+        match check_op(op, scope.as_ref(), access) {
             Ok(Some(result)) => verdicts.push(Verdict::Answered(result)),
             _ => {
                 going_on.extend_from_slice(&ops[from..reader.offset()]);
@@ -133,11 +142,21 @@ fn split(ops: &[u8], access: Access) -> Partly {
             }
         }
     }
-    Partly { ops: going_on.into(), count, verdicts }
+    match scope {
+        _ if count == 0 => going_on.clear(),
+        Some(scope) => {
+            let mut head = Vec::with_capacity(Scope::PACKED_BYTES);
+            Scope { operations: count, ..scope }.pack(&mut head);
+            going_on.splice(..head.len(), head);
+        }
+        None => {}
+    }
+    Partly { ops: going_on.into(), count: count.into(), verdicts }
 }
 
 /// `None`: it goes on. `Some`: its packed result is known already.
-fn check_op(op: &Op<'_>, access: Access) -> Result<Option<Vec<u8>>, String> {
+fn check_op(op: Op<'_>, scope: Option<&Scope>, access: Access) -> Result<Option<Vec<u8>>, String> {
+    let op = &scope::owned(op, scope)?;
     if (op.kind == Kind::Get) != (access == Access::Read) {
         return Err(match access {
             Access::Write => {
@@ -146,9 +165,16 @@ fn check_op(op: &Op<'_>, access: Access) -> Result<Option<Vec<u8>>, String> {
             Access::Read => format!("{:?} in a frame of gets", op.kind),
         });
     }
+    match op.kind {
+        Kind::Scope => return Err("a scope that is not the first operation of its frame".to_owned()),
+        Kind::Expire => return Err("an expiry, which only leaders propose".to_owned()),
+        _ => {}
+    }
     check_options(op)?;
-    if op.kind == Kind::Batch {
-        return check_batch(op);
+    match op.kind {
+        Kind::Batch => return check_batch(op),
+        Kind::Txn => return txn::check_packed(op),
+        _ => {}
     }
     Ok(check_rules(op).err().map(|code| vec![code as u8]))
 }
@@ -157,10 +183,10 @@ fn check_op(op: &Op<'_>, access: Access) -> Result<Option<Vec<u8>>, String> {
 fn check_options(op: &Op<'_>) -> Result<(), String> {
     let kind = op.kind;
     let cas = kind == Kind::CompareAndSet;
-    let has_value = matches!(kind, Kind::Put | Kind::Batch) || (cas && op.has_new_value);
+    let has_value = matches!(kind, Kind::Put | Kind::Batch | Kind::Txn) || (cas && op.has_new_value);
     let wrong = [
         ("a value", !op.value.is_empty() && !has_value),
-        ("a key", !op.key.is_empty() && kind == Kind::Batch),
+        ("a key", !op.key.is_empty() && matches!(kind, Kind::Batch | Kind::Txn)),
         ("an expectation", (op.expect.is_some() || op.expect_index.is_some() || op.has_new_value) && !cas),
         ("create_parents", op.create_parents && !matches!(kind, Kind::Put | Kind::Mkdir)),
         ("recursive", op.recursive && kind != Kind::Remove),
@@ -516,6 +542,58 @@ mod tests {
         drop(second);
         assert_eq!(budget.used(), 0);
         assert!(budget.take(usize::MAX).is_err());
+    }
+
+    const ME: [u8; 16] = [1; 16];
+
+    fn scope(operations: u16) -> Scope {
+        Scope { client_id: ME, sequence: 3, acknowledged_below: 2, operations, is_retry: true }
+    }
+
+    fn scoped(scope: Scope, ops: &[Op<'_>]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        scope.pack(&mut bytes);
+        bytes.extend(pack(ops));
+        bytes
+    }
+
+    #[test]
+    fn a_scope_covers_exactly_its_frame() {
+        let put = Op::new(Kind::Put, b"k", b"v");
+        let mine = Op { session: Some((ME, 0)), ..put };
+        let theirs = Op { session: Some(([2; 16], 0)), ..put };
+        assert_eq!(check(&scoped(scope(2), &[put, mine]), 2, Access::Write), Ok(Checked::All));
+        let (one, get) = (scoped(scope(1), &[put]), Op::new(Kind::Get, b"k", b""));
+        let broken = Op { session: Some((ME, 0)), ..Op::new(Kind::Scope, b"", &[1; 11]) };
+        let cases = [
+            (
+                refusal(&scoped(scope(2), &[put]), 1, Access::Write),
+                "covers 2 operations and the frame says 1",
+            ),
+            (refusal(&scoped(scope(2), &[put]), 2, Access::Write), "says 2 operations and holds 1"),
+            (refusal(&scoped(scope(1), &[theirs]), 1, Access::Write), "another client"),
+            (refusal(&[&one[..], &one].concat(), 1, Access::Write), "second scope"),
+            (refusal(&[&pack(&[put])[..], &one].concat(), 2, Access::Write), "not the first operation"),
+            (refusal(&pack(&[broken, put]), 1, Access::Write), "the scope is malformed"),
+            (refusal(&scoped(scope(1), &[get]), 1, Access::Write), "a get in a frame of writes"),
+            (refusal(&pack(&[Op::new(Kind::Expire, b"", b"")]), 1, Access::Write), "only leaders"),
+        ];
+        for (message, expected) in cases {
+            assert!(message.contains(expected), "{message:?} lacks {expected:?}");
+        }
+        assert!(check(&scoped(scope(1), &[get]), 1, Access::Read).is_err());
+    }
+
+    #[test]
+    fn a_scope_goes_on_with_the_operations_that_do() {
+        let (good, bad) = (Op::new(Kind::Put, b"k", b"v"), Op::new(Kind::Put, b"k.", b"v"));
+        let mixed = check(&scoped(scope(3), &[bad, good, bad]), 3, Access::Write);
+        let Ok(Checked::Partly(partly)) = mixed else { panic!("{mixed:?}") };
+        assert_eq!((partly.count, &partly.ops[..]), (1, &scoped(scope(1), &[good])[..]));
+        assert_eq!(partly.splice(&[2]).expect("results").as_ref(), [6, 2, 6]);
+        let hopeless = check(&scoped(scope(1), &[bad]), 1, Access::Write);
+        let Ok(Checked::Partly(partly)) = hopeless else { panic!("{hopeless:?}") };
+        assert_eq!((partly.count, partly.ops.len()), (0, 0));
     }
 
     proptest! {

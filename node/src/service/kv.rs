@@ -5,9 +5,12 @@ use crate::group::reply::Answer;
 use crate::ids::GroupId;
 use crate::service::admission::{self, Access, Hold};
 use crate::service::pipe::unknown_consistency;
+use crate::service::request::{compare_and_set_op, mkdir_op, put_op, remove_op};
+use crate::service::scope;
 use crate::service::{REQUEST_OVERHEAD_BYTES, Service, Submission, status};
 use bytes::Bytes;
 use dtkv_client::limits::check_key_or_root;
+use dtkv_client::packed::scope::Scope;
 use dtkv_client::packed::{self, Kind, Op, PackedNode, PackedResult};
 use dtkv_client::v1::kv_server::Kv;
 use dtkv_client::v1::{self, Code, Consistency};
@@ -19,18 +22,34 @@ use tonic::{Request, Response, Status, Streaming};
 /// The answer is sent so long before the caller's deadline, so that it is still there to read it.
 const ANSWER_MARGIN: Duration = Duration::from_millis(20);
 
+/// A write of one operation, and what makes it happen once.
+pub(super) struct Write<'a> {
+    pub(super) op: Op<'a>,
+    scope: Option<Scope>,
+}
+
+impl Write<'_> {
+    fn pack(&self) -> Vec<u8> {
+        let mut ops = Vec::new();
+        let Some(scope) = &self.scope else {
+            self.op.pack(&mut ops);
+            return ops;
+        };
+        scope.pack(&mut ops);
+        Op { session: None, ..self.op }.pack(&mut ops);
+        ops
+    }
+}
+
 /// An answer, and the room that it takes until it is encoded.
-type Held = (Answer, Option<Hold>);
+pub(super) type Held = (Answer, Option<Hold>);
 
 #[tonic::async_trait]
 impl Kv for Service {
     async fn put(&self, request: Request<v1::PutRequest>) -> Result<Response<v1::WriteResponse>, Status> {
         self.unary("Put", request, async |timeout, request| {
-            let op = Op {
-                create_parents: request.create_parents,
-                ..Op::new(Kind::Put, &request.key, &request.value)
-            };
-            self.write_one(request.group_id, timeout, owned(op, &request.session, &request.guard)?).await
+            let write = owned(put_op(&request), &request.session, &request.guard)?;
+            self.write_one(request.group_id, timeout, write).await
         })
         .await
     }
@@ -54,16 +73,16 @@ impl Kv for Service {
         request: Request<v1::RemoveRequest>,
     ) -> Result<Response<v1::WriteResponse>, Status> {
         self.unary("Remove", request, async |timeout, request| {
-            let op = Op { recursive: request.recursive, ..Op::new(Kind::Remove, &request.key, b"") };
-            self.write_one(request.group_id, timeout, owned(op, &request.session, &request.guard)?).await
+            let write = owned(remove_op(&request), &request.session, &request.guard)?;
+            self.write_one(request.group_id, timeout, write).await
         })
         .await
     }
 
     async fn mkdir(&self, request: Request<v1::MkdirRequest>) -> Result<Response<v1::WriteResponse>, Status> {
         self.unary("Mkdir", request, async |timeout, request| {
-            let op = Op { create_parents: request.create_parents, ..Op::new(Kind::Mkdir, &request.key, b"") };
-            self.write_one(request.group_id, timeout, owned(op, &request.session, &request.guard)?).await
+            let write = owned(mkdir_op(&request), &request.session, &request.guard)?;
+            self.write_one(request.group_id, timeout, write).await
         })
         .await
     }
@@ -114,15 +133,14 @@ impl Kv for Service {
         request: Request<v1::CompareAndSetRequest>,
     ) -> Result<Response<v1::WriteResponse>, Status> {
         self.unary("CompareAndSet", request, async |timeout, request| {
-            let op = Op {
-                expect: request.expect.as_deref(),
-                expect_index: request.expect_index,
-                has_new_value: request.new.is_some(),
-                ..Op::new(Kind::CompareAndSet, &request.key, request.new.as_deref().unwrap_or_default())
-            };
-            self.write_one(request.group_id, timeout, owned(op, &request.session, &request.guard)?).await
+            let write = owned(compare_and_set_op(&request), &request.session, &request.guard)?;
+            self.write_one(request.group_id, timeout, write).await
         })
         .await
+    }
+
+    async fn txn(&self, request: Request<v1::TxnRequest>) -> Result<Response<v1::TxnResponse>, Status> {
+        self.unary("Txn", request, async |timeout, request| self.transact(timeout, request).await).await
     }
 
     async fn pipe(
@@ -152,15 +170,15 @@ impl Service {
         &self,
         group_id: u32,
         timeout: Option<Duration>,
-        op: Op<'_>,
+        write: Write<'_>,
     ) -> Result<v1::WriteResponse, Failure> {
         self.0.store.group(GroupId(group_id))?;
         // Before packing: the layout has no room for just any key.
-        if let Err(code) = admission::check_rules(&op) {
+        if let Err(code) = admission::check_rules(&write.op) {
             return Ok(v1::WriteResponse { code: code.into(), index: 0 });
         }
-        let (answer, _hold) = self.write(group_id, timeout, &op).await?;
-        match packed::results(&answer.results).next(op.kind) {
+        let (answer, _hold) = self.write(group_id, timeout, &write).await?;
+        match packed::results(&answer.results).next(write.op.kind) {
             Ok(PackedResult::Code(code)) => Ok(v1::WriteResponse { code: code.into(), index: answer.index }),
             _ => Err(not_a_result().unknown()),
         }
@@ -172,7 +190,7 @@ impl Service {
         group_id: u32,
         timeout: Option<Duration>,
         items: &[Op<'_>],
-        batch: Op<'_>,
+        batch: Write<'_>,
     ) -> Result<v1::BatchWriteResponse, Failure> {
         self.0.store.group(GroupId(group_id))?;
         let bytes = items.iter().map(|item| item.key.len() + item.value.len()).sum();
@@ -182,22 +200,28 @@ impl Service {
         let mut ops = Vec::with_capacity(bytes + items.len() * packed::HEADER_BYTES);
         let good = items.iter().zip(&refused).filter(|(_, refused)| refused.is_none());
         good.for_each(|(item, _)| item.pack(&mut ops));
-        if batch.guard.is_some() {
+        if batch.op.guard.is_some() {
             return Ok(v1::BatchWriteResponse { code: Code::ClientReqError.into(), ..Default::default() });
         }
         let answer = match ops.is_empty() {
             true => Answer::default(),
-            false => self.write(group_id, timeout, &Op { value: &ops, ..batch }).await?.0,
+            false => {
+                let batch = Write { op: Op { value: &ops, ..batch.op }, ..batch };
+                self.write(group_id, timeout, &batch).await?.0
+            }
         };
         batch_response(&answer, &refused)
     }
 
-    async fn write(&self, group_id: u32, timeout: Option<Duration>, op: &Op<'_>) -> Result<Held, Failure> {
-        let mut ops = Vec::new();
-        op.pack(&mut ops);
+    pub(super) async fn write(
+        &self,
+        group_id: u32,
+        timeout: Option<Duration>,
+        write: &Write<'_>,
+    ) -> Result<Held, Failure> {
         self.ask(Submission {
             group: GroupId(group_id),
-            ops: ops.into(),
+            ops: write.pack().into(),
             count: 1,
             access: Access::Write,
             consistency: Consistency::Linearizable,
@@ -246,25 +270,18 @@ impl Service {
     }
 }
 
-/// Session and guard of a request, checked.
-fn owned<'a>(
+/// The operation with session and guard of its request, checked.
+pub(super) fn owned<'a>(
     op: Op<'a>,
     session: &Option<v1::Session>,
     guard: &'a Option<v1::Guard>,
-) -> Result<Op<'a>, Failure> {
-    let session = match session {
-        None => None,
-        Some(session) => {
-            let client: Result<[u8; 16], _> = session.client_id.as_ref().try_into();
-            let length = session.client_id.len();
-            let client = client.map_err(|_| {
-                Failure::invalid(format!("session.client_id has {length} bytes, it must have 16"))
-            })?;
-            Some((client, session.sequence))
-        }
+) -> Result<Write<'a>, Failure> {
+    let (session, scope) = match session.as_ref().map(scope::of_session).transpose()? {
+        None => (None, None),
+        Some((client, scope)) => (Some((client, scope.map_or(0, |scope| scope.sequence))), scope),
     };
     let guard = guard.as_ref().map(|guard| (guard.fencing_token, guard.lock.as_ref()));
-    Ok(Op { session, guard, ..op })
+    Ok(Write { op: Op { session, guard, ..op }, scope })
 }
 
 fn put_item(item: &v1::KeyValue, create_parents: bool) -> Op<'_> {
@@ -303,7 +320,7 @@ fn items(answer: &Answer, keys: &[Bytes]) -> Result<Vec<(Code, Option<v1::Node>)
     keys.iter().map(item).collect()
 }
 
-fn node(key: &Bytes, node: &PackedNode<'_>, results: &Bytes) -> v1::Node {
+pub(super) fn node(key: &Bytes, node: &PackedNode<'_>, results: &Bytes) -> v1::Node {
     v1::Node {
         key: key.clone(),
         value: (!node.dir).then(|| results.slice_ref(node.value)),
@@ -320,7 +337,7 @@ fn node(key: &Bytes, node: &PackedNode<'_>, results: &Bytes) -> v1::Node {
     }
 }
 
-fn not_a_result() -> Failure {
+pub(super) fn not_a_result() -> Failure {
     Failure::internal("the store's answer does not fit the request")
 }
 
@@ -383,7 +400,31 @@ mod tests {
     #[test]
     fn a_session_needs_16_bytes() {
         let session = Some(v1::Session { client_id: Bytes::from_static(b"short"), ..Default::default() });
-        let failure = owned(Op::new(Kind::Put, b"k", b"v"), &session, &None).expect_err("must be refused");
+        let failure = owned(put(), &session, &None).err().expect("must be refused");
         assert!(failure.message.contains("5 bytes"), "{failure}");
+    }
+
+    fn put() -> Op<'static> {
+        Op::new(Kind::Put, b"k", b"v")
+    }
+
+    #[test]
+    fn a_request_with_a_sequence_gets_a_scope_of_its_own() {
+        let client_id = Bytes::from_static(&[1; 16]);
+        let session = v1::Session { client_id, sequence: 0, acknowledged_below: 0, retry: true };
+        let write = owned(put(), &Some(session.clone()), &None).expect("a write");
+        assert!(write.scope.is_none());
+        assert_eq!(packed::ops(&write.pack()).next(), Some(Ok(Op { session: Some(([1; 16], 0)), ..put() })));
+        let session = v1::Session { sequence: 7, acknowledged_below: 6, ..session };
+        let write = owned(put(), &Some(session.clone()), &None).expect("a write");
+        let scope =
+            Scope { client_id: [1; 16], sequence: 7, acknowledged_below: 6, operations: 1, is_retry: true };
+        assert_eq!(write.scope, Some(scope));
+        let packed = write.pack();
+        let ops: Vec<_> = packed::ops(&packed).map(|op| op.expect("well formed")).collect();
+        assert_eq!((Scope::read(&ops[0]), ops[1], ops.len()), (Some(scope), put(), 2));
+        let session = v1::Session { acknowledged_below: 8, ..session };
+        let failure = owned(put(), &Some(session), &None).err().expect("must be refused");
+        assert!(failure.message.contains("acknowledged_below is 8"), "{failure}");
     }
 }

@@ -96,14 +96,15 @@ impl Tree {
             Kind::KeepAlive => pack_count(self.keep_alive(at, caller), results),
             Kind::DropOwner => pack_count(self.drop_owner(at, caller), results),
             Kind::Expire => pack_count(self.expire(at, op), results),
-            Kind::Txn | Kind::Scope => pack_refusal(op.kind, Code::ClientReqError, results),
+            Kind::Txn => self.apply_txn(at, op, caller, results),
+            Kind::Scope => pack_refusal(op.kind, Code::ClientReqError, results),
             _ => results.push(self.apply_one(at, op, caller) as u8),
         }
     }
 
     /// A guard comes before everything else: whoever lost the lock learns nothing but that.
     #[inline]
-    fn check_options(&self, op: &Op<'_>) -> Result<(), Code> {
+    pub(super) fn check_options(&self, op: &Op<'_>) -> Result<(), Code> {
         if op.guard.is_some_and(|guard| !self.passes(guard)) {
             return Err(Code::Fenced);
         }
@@ -112,7 +113,7 @@ impl Tree {
 
     /// An operation whose result is a code.
     #[inline]
-    fn apply_one(&mut self, at: ApplyContext, op: &Op<'_>, caller: Option<ClientId>) -> Code {
+    pub(super) fn apply_one(&mut self, at: ApplyContext, op: &Op<'_>, caller: Option<ClientId>) -> Code {
         code(match (op.kind, op.ttl_ms) {
             (Kind::Put, None) => self.put(at, op),
             (Kind::Put, Some(ttl_ms)) => self.put_temp(at, op, ttl_ms, caller),

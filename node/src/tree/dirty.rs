@@ -66,6 +66,33 @@ pub(super) struct Changes {
     aside: Dirty,
 }
 
+/// How much waited at some instant.
+pub(super) struct ChangesLen {
+    dirty: usize,
+    aside_changed: usize,
+    aside_removed: usize,
+    aside_bytes: u64,
+}
+
+impl Changes {
+    pub(super) fn len(&self) -> ChangesLen {
+        ChangesLen {
+            dirty: self.dirty.len(),
+            aside_changed: self.aside.changed.len(),
+            aside_removed: self.aside.removed.len(),
+            aside_bytes: self.aside.bytes,
+        }
+    }
+
+    /// Forgets what came after that instant. Nothing has been handed out since.
+    pub(super) fn truncate(&mut self, len: ChangesLen) {
+        self.dirty.truncate(len.dirty);
+        self.aside.changed.truncate(len.aside_changed);
+        self.aside.removed.truncate(len.aside_removed);
+        self.aside.bytes = len.aside_bytes;
+    }
+}
+
 impl Default for Changes {
     fn default() -> Changes {
         Changes { current: Mark(1), dirty: Vec::new(), frozen: Vec::new(), aside: Dirty::default() }
@@ -143,6 +170,9 @@ impl Tree {
     /// Every change of what a record holds goes through here.
     #[inline]
     pub(super) fn change(&mut self, slot: Slot) -> &mut Node {
+        if self.undo.is_open() {
+            self.undo.changed(slot, &self.slab[slot]);
+        }
         if self.slab[slot].mark != self.changes.current {
             self.mark_dirty(slot);
         }

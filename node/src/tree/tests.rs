@@ -10,6 +10,7 @@ mod restore;
 mod steps;
 mod tables;
 mod temp;
+mod txn;
 
 use super::*;
 use dtkv_client::limits::TTL_MS_MAX;

@@ -221,12 +221,17 @@ impl Cluster {
     }
 
     async fn write(&self, node: u64, group: u32, op: Op<'_>) -> Result<Answer, Failure> {
-        let (send, receive) = tokio::sync::oneshot::channel();
         let mut ops = Vec::new();
         op.pack(&mut ops);
+        self.frame(node, group, ops, 1).await
+    }
+
+    /// Proposes packed operations.
+    pub async fn frame(&self, node: u64, group: u32, ops: Vec<u8>, count: u32) -> Result<Answer, Failure> {
+        let (send, receive) = tokio::sync::oneshot::channel();
         self.store(node).group(GroupId(group))?.propose(WriteFrame {
             ops: Bytes::from(ops),
-            count: 1,
+            count,
             deadline: dtkv_node::clock::now() + DEADLINE,
             reply: Box::new(move |answer| drop(send.send(answer))),
         });

@@ -149,7 +149,7 @@ impl RaftStateMachine<TypeConfig> for State {
                 }
             }
             if let Some(responder) = responder {
-                responder.send(Applied { index: id.index(), results: Bytes::new() });
+                responder.send(Applied { index: id.index(), ..Applied::default() });
             }
         }
         Ok(())
