@@ -136,7 +136,7 @@ settings! {
     /// The storage engine, one for all groups.
     engine: EngineConfig {
         /// Memory in which writes gather before they are flushed to a table.
-        write_buffer_bytes: ByteSize = ByteSize::mib(64),
+        write_buffer_bytes: ByteSize = ByteSize::mib(128),
         /// Most bytes that one synced write carries.
         batch_bytes_max: ByteSize = ByteSize::mib(2),
         /// Most bytes that wait for the disk; beyond that, writes are refused as OVERLOADED.

@@ -64,7 +64,7 @@ impl EngineOptions {
         EngineOptions {
             path: path.into(),
             durability: Durability::Fsync,
-            write_buffer_bytes: 64 << 20,
+            write_buffer_bytes: 128 << 20,
             batch_bytes_max: 1 << 20,
             queue_bytes_max: 64 << 20,
             fail_stop: Arc::new(|cause| {
