@@ -169,6 +169,21 @@ async fn an_idle_group_sleeps_and_wakes_for_a_write_and_for_the_loss_of_its_lead
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_group_with_a_new_leader_and_no_writes_since_sleeps_as_well() {
+    let cluster = Cluster::start(3, Options::parking()).await;
+    cluster.bootstrap(1, &[1, 2, 3]).await;
+    let old = cluster.leader(1).await;
+    cluster.put(old, 1, "a", "1").await.unwrap();
+    // Now the checkpoint holds everything, and what the new leader appends is all that comes.
+    cluster.wait_parked(1, &[1, 2, 3]).await;
+    let to = (1..=3).find(|node| *node != old).unwrap();
+    let request = v1::TransferLeaderRequest { group_id: 1, to, ..Default::default() };
+    cluster.store(old).transfer_leader(request).await.unwrap();
+    cluster.wait_parked(1, &[1, 2, 3]).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_destroyed_group_is_gone_and_its_id_can_be_used_under_a_new_layout() {
     let cluster = Cluster::start(3, Options::default()).await;
     cluster.bootstrap(1, &[1, 2, 3]).await;

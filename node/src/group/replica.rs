@@ -156,7 +156,8 @@ impl Replica {
         let mut results = Vec::new();
         let mut state = self.state.write();
         match &entry.payload {
-            EntryPayload::Blank => {}
+            // It changes nothing, but until a checkpoint holds its log id the group cannot be parked.
+            EntryPayload::Blank => _ = self.unsaved_bytes.fetch_add(64, Ordering::Relaxed),
             EntryPayload::Normal(commands) => {
                 results.reserve(commands.count as usize);
                 let at = ApplyContext { index: entry.log_id.index(), time_ms: commands.time_ms };
