@@ -244,6 +244,16 @@ impl Shared {
         error: Error,
     ) {
         let error = of_kind(lane.kind, error);
+        if lane.kind.is_read() && error.reason() == Reason::InvalidArgument {
+            // Gets were checked before they were packed together: what breaks a limit is their common
+            // answer, and none of them asked for that.
+            let (first, rest) = frame.split();
+            if let Some(rest) = rest {
+                self.give_back(lane, rest, Duration::ZERO);
+                return self.give_back(lane, first, Duration::ZERO);
+            }
+            frame = first;
+        }
         let next = retry::decide(&error, lane.kind.is_read(), frame.attempts + 1);
         let pause = match next {
             Next::Fail => return self.finish(lane, frame, |_, frame| frame.fail(&error)),

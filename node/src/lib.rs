@@ -2,6 +2,7 @@
 //!
 //! [`Node::build`] wires it together, [`Node::run`] serves until it is told to stop.
 
+pub mod accept;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -4,6 +4,8 @@
 
 #[path = "store/harness.rs"]
 mod harness;
+#[path = "store/leadership.rs"]
+mod leadership;
 
 use dtkv_client::v1::{self, Code, Consistency};
 use harness::{Cluster, Options, eventually};
@@ -142,6 +144,10 @@ async fn a_group_grows_shrinks_and_moves() {
     let done = cluster.store(removed).destroy_replica(destroy(changed.config_index)).await.unwrap();
     assert!(done.destroyed);
     assert!(cluster.store(removed).group(dtkv_node::ids::GroupId(1)).is_err());
+    eventually("the new member has heard of it", || async {
+        cluster.status(4, 1).config_index >= changed.config_index
+    })
+    .await;
     let refused = cluster.store(4).destroy_replica(destroy(changed.config_index)).await.unwrap_err();
     assert_eq!(refused.reason, v1::failure::Reason::Precondition, "a member is not destroyed");
     cluster.put(leader, 1, "a", "2").await.unwrap();

@@ -89,6 +89,11 @@ impl LogStore {
         self.0.log.read().window.bytes()
     }
 
+    /// The last index, `upto` at most, up to which the log can go so that the newest `keep_bytes` stay.
+    pub fn purgeable(&self, upto: u64, keep_bytes: u64) -> u64 {
+        self.0.log.read().window.purgeable(upto, keep_bytes)
+    }
+
     /// Index of the last entry; 0 when there is none.
     pub fn last_index(&self) -> u64 {
         self.0.log.read().window.last().map_or(0, |id| id.index())

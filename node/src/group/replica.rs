@@ -4,7 +4,6 @@
 //! one, together with the applied log id and the membership, in one atomic write; restart loads
 //! that base and openraft replays the log behind it.
 
-use crate::clock;
 use crate::engine::{Engine, Write, WriteOp, checkpoint};
 use crate::group::metrics::GroupMetrics;
 use crate::group::raft::{
@@ -21,7 +20,6 @@ use openraft::EntryPayload;
 use parking_lot::RwLock;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 /// How many changed nodes are taken under the lock at once.
 const DRAINED_AT_ONCE: usize = 1024;
@@ -56,9 +54,6 @@ pub struct Replica {
     applied_index: AtomicU64,
     unsaved_bytes: AtomicU64,
     metrics: GroupMetrics,
-    opened_at: Instant,
-    /// Ms from `opened_at` to the last word of a leader; u64::MAX before the first.
-    leader_heard_ms: AtomicU64,
 }
 
 impl State {
@@ -101,8 +96,6 @@ impl Replica {
             next_epoch: AtomicU64::new(epoch + 1),
             unsaved_bytes: AtomicU64::new(0),
             metrics,
-            opened_at: clock::now(),
-            leader_heard_ms: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -129,19 +122,6 @@ impl Replica {
     /// Bytes of commands applied since the last checkpoint began.
     pub fn unsaved_bytes(&self) -> u64 {
         self.unsaved_bytes.load(Ordering::Relaxed)
-    }
-
-    /// A leader spoke to this replica.
-    pub fn note_leader(&self) {
-        self.leader_heard_ms.store(self.opened_at.elapsed().as_millis() as u64, Ordering::Relaxed);
-    }
-
-    /// Time since a leader spoke to this replica.
-    pub fn since_leader_heard(&self) -> Duration {
-        match self.leader_heard_ms.load(Ordering::Relaxed) {
-            u64::MAX => Duration::MAX,
-            heard => self.opened_at.elapsed().saturating_sub(Duration::from_millis(heard)),
-        }
     }
 
     /// Last applied log id and membership, for openraft.

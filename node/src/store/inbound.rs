@@ -66,6 +66,7 @@ impl Inbound for StoreInbound {
                     group.id()
                 )));
             }
+            store.check_space()?;
             group.start_ticking();
             Ok(group.receive_snapshot(store.0.engine.clone(), header))
         }

@@ -9,15 +9,11 @@ use crate::peer_v1::message::Body;
 use crate::peer_v1::peer_server::{Peer, PeerServer as Generated};
 use prost::Message;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 /// The tonic service of the peer port.
 pub type PeerServer = Generated<PeerService>;
-
-/// How long a new stream may take to introduce itself.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Implements the peer protocol.
 #[derive(Clone, Debug)]
@@ -62,7 +58,7 @@ impl Peer for PeerService {
 
     async fn exchange(&self, request: Request<Streaming<pb::Batch>>) -> Result<Response<Replies>, Status> {
         let mut stream = request.into_inner();
-        let said = tokio::time::timeout(HELLO_TIMEOUT, stream.message())
+        let said = tokio::time::timeout(self.0.options.accept.handshake_timeout, stream.message())
             .await
             .map_err(|_| Status::deadline_exceeded("a stream opens with a hello"))??;
         let Some(pb::Batch { hello: Some(theirs), .. }) = said else {
