@@ -13,6 +13,7 @@ pub mod group;
 pub mod ids;
 pub mod keyspace;
 pub mod peer_codec;
+mod planted;
 pub mod service;
 pub mod store;
 pub mod telemetry;

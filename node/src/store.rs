@@ -229,3 +229,6 @@ impl Store {
         futures::future::join_all(groups.iter().map(Group::shutdown)).await;
     }
 }
+
+#[cfg(test)]
+mod simulation;

@@ -18,6 +18,7 @@ use crate::group::{Group, GroupOptions, Inner};
 use crate::ids::{GroupId, NodeId};
 use crate::keyspace::{self, Family};
 use crate::peer_v1 as pb;
+use crate::planted::{self, Fault};
 use crate::transport::{ReplySender, Transport};
 use openraft::SnapshotPolicy;
 use openraft::errors::{InitializeError, RaftError};
@@ -71,7 +72,8 @@ impl Group {
         )
         .await
         .map_err(|e| io::Error::other(format!("{id}: {e}")))?;
-        let lease = Duration::from_millis((parts.options.election_timeout_min_ms as f64 * LEASE_PART) as u64);
+        let part = if planted::has(Fault::LeaseTooLong) { 100.0 } else { LEASE_PART };
+        let lease = Duration::from_millis((parts.options.election_timeout_min_ms as f64 * part) as u64);
         let now = clock::now();
         let parking = Arc::new(Parking::new(now));
         let contact = Contact::new(parts.node_id, raft.clone(), parts.transport.clone(), parking.clone());

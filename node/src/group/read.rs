@@ -9,6 +9,7 @@ use crate::group::replica::{Replica, State};
 use crate::group::reply::{Answer, Reply};
 use crate::group::state_machine::StateMachine;
 use crate::ids::GroupId;
+use crate::planted::{self, Fault};
 use bytes::Bytes;
 use dtkv_client::limits::ANSWER_BYTES_MAX;
 use dtkv_client::packed;
@@ -83,9 +84,10 @@ impl Reads {
                 (frame.reply)(answer.map(|answer| Answer { lag_ms, ..answer }));
             }
             Consistency::Lease if self.holds_lease() => {
+                planted::pause();
                 let answer = answer_gets(&self.replica.state(), &frame.ops);
                 // A pause between the check and the read may have outlived the lease.
-                if self.holds_lease() {
+                if self.holds_lease() || planted::has(Fault::LeaseNotCheckedAgain) {
                     return (frame.reply)(answer);
                 }
                 self.read_by_index(frame);
@@ -168,6 +170,9 @@ impl Reads {
 
     async fn round(&self, deadline: Instant) -> Result<(), Failure> {
         self.metrics.read_rounds.inc();
+        if planted::has(Fault::ReadWithoutQuorum) {
+            return Ok(());
+        }
         let round = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
         match tokio::time::timeout_at(deadline.into(), round).await {
             Ok(Ok(read_log_id)) => {

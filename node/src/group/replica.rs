@@ -13,6 +13,7 @@ use crate::group::raft::{
 use crate::group::snapshot::{Records, SnapshotHandle};
 use crate::ids::GroupId;
 use crate::keyspace::{self, Family, GroupKind, MetaKey};
+use crate::planted::{self, Fault};
 use crate::storage_v1 as pb;
 use crate::tree::{ApplyContext, Dirty, Tree};
 use bytes::Bytes;
@@ -185,7 +186,13 @@ impl Replica {
             return Ok(self.checkpoint_meta());
         };
         let applied = applied_record(pending.epoch, pending.applied, &pending.membership);
-        let ops = checkpoint_ops(self.id, &dirty, &applied);
+        let mut ops = checkpoint_ops(self.id, &dirty, &applied);
+        if planted::has(Fault::CheckpointSkipped) {
+            ops.clear();
+        }
+        if planted::has(Fault::ProgressSkipped) {
+            ops.pop();
+        }
         self.engine.write(ops).await?;
         self.metrics.checkpoints.inc();
         self.state.write().checkpointed =
