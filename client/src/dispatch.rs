@@ -3,7 +3,7 @@
 use crate::answer::OpResult;
 use crate::channel::Address;
 use crate::client::{Done, Shared};
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::group::Group;
 use crate::lane::{Destination, Frame, Lane, LaneKind, ManyResults, Size, Waiter, of_kind};
 use crate::limit::units;
@@ -244,9 +244,25 @@ impl Shared {
         error: Error,
     ) {
         let error = of_kind(lane.kind, error);
+        if lane.kind.is_read() && error.reason() == Reason::InvalidArgument {
+            // Gets were checked before they were packed together: what breaks a limit is their common
+            // answer, and none of them asked for that.
+            let (first, rest) = frame.split();
+            if let Some(rest) = rest {
+                self.give_back(lane, rest, Duration::ZERO);
+                return self.give_back(lane, first, Duration::ZERO);
+            }
+            frame = first;
+        }
         let next = retry::decide(&error, lane.kind.is_read(), frame.attempts + 1);
         let pause = match next {
-            Next::Fail => return self.finish(lane, frame, |_, frame| frame.fail(&error)),
+            Next::Fail => {
+                // A leader that is cut off from the others may answer nothing else for long.
+                if error.kind() == ErrorKind::OutcomeUnknown {
+                    self.leave(pipe, lane);
+                }
+                return self.finish(lane, frame, |_, frame| frame.fail(&error));
+            }
             Next::Again(pause) => pause,
             Next::Rediscover(pause) => {
                 self.leave(pipe, lane);
@@ -397,6 +413,7 @@ impl Shared {
         for pipe in pipes {
             for (lane, frame) in pipe.take_expired(now) {
                 let error = frame.expired_unanswered(lane.kind, &pipe.address);
+                self.leave(&pipe, &lane);
                 self.finish(&lane, frame, |_, frame| frame.fail(&error));
             }
         }

@@ -68,6 +68,13 @@ pub(crate) enum Waiter {
 }
 
 impl Waiter {
+    fn ops(&self) -> u32 {
+        match self {
+            Waiter::Call(_) | Waiter::Done(_) => 1,
+            Waiter::Many(count, _) => *count,
+        }
+    }
+
     fn fail(self, error: Error) {
         match self {
             Waiter::Call(caller) => drop(caller.send(Err(error))),
@@ -120,6 +127,39 @@ impl Frame {
                 return;
             }
         }
+    }
+
+    /// Two frames with half of the waiters each; the frame itself when there is only one.
+    pub fn split(mut self) -> (Frame, Option<Frame>) {
+        let keep = self.entries.len() / 2;
+        if keep == 0 {
+            return (self, None);
+        }
+        let entries = self.entries.split_off(keep);
+        let count: u32 = self.entries.iter().map(|entry| entry.waiter.ops()).sum();
+        let mut ops = packed::ops(&self.ops);
+        ops.by_ref().take(count as usize).for_each(drop);
+        let at = ops.offset();
+        let units = self.units / 2;
+        let rest = Frame {
+            ops: self.ops.slice(at..),
+            count: self.count - count,
+            units: self.units - units,
+            is_small: false,
+            entries,
+            last_failure: self.last_failure.clone(),
+            ..self
+        };
+        let first = Frame {
+            ops: self.ops.slice(..at),
+            count,
+            units,
+            is_small: self.is_small,
+            entries: self.entries,
+            last_failure: self.last_failure,
+            ..rest
+        };
+        (first, Some(rest))
     }
 
     /// Hands every waiter the same failure.

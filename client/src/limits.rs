@@ -23,6 +23,8 @@ pub const FRAME_OPS_MAX: usize = 256;
 pub const FRAME_BYTES_TARGET: usize = 64 << 10;
 /// Largest gRPC message that a node accepts: a full batch and its envelope.
 pub const REQUEST_BYTES_MAX: usize = BATCH_BYTES_MAX + (1 << 20);
+/// Most bytes of the answer to one frame or batch of gets. A single node always fits.
+pub const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Most clients whose writes a group remembers, so that they happen once.
 pub const SESSIONS_MAX: usize = 65_536;
 /// Most answers that a group remembers for one client.

@@ -2,7 +2,7 @@
 
 use crate::channel::{Address, call_error};
 use crate::client::Shared;
-use crate::error::Error;
+use crate::error::{Error, ErrorKind};
 use crate::group::Group;
 use crate::retry::{self, Next};
 use crate::v1::Consistency;
@@ -93,7 +93,13 @@ impl Shared {
         attempt: u32,
     ) -> Option<Duration> {
         match retry::decide(error, is_read, attempt) {
-            Next::Fail => None,
+            Next::Fail => {
+                // A leader that is cut off from the others may answer nothing else for long.
+                if error.kind() == ErrorKind::OutcomeUnknown {
+                    self.router.forget(group, address);
+                }
+                None
+            }
             Next::Again(pause) => Some(pause),
             Next::Rediscover(pause) => {
                 self.router.forget(group, address);

@@ -4,6 +4,7 @@
 //! log. Whatever happens, the processes end with the [`Cluster`]. A test that succeeds calls
 //! [`Cluster::finish`]; otherwise the directory is kept and the ends of the logs are printed.
 
+pub mod cut;
 mod observe;
 pub mod place;
 mod process;
@@ -14,6 +15,7 @@ pub use process::{NodeProcess, Ports};
 pub use program::{Output, run_program};
 
 use anyhow::{Context, Result, bail};
+use cut::{Cuts, Proxied};
 use dtkv_client::Client;
 use dtkv_client::admin::{ClusterInit, NodeAdmin};
 use dtkv_client::v1::NodeAddress;
@@ -39,12 +41,27 @@ pub struct ClusterOptions {
     pub replicas: usize,
     /// Settings of every node: `section.key` and a TOML value.
     pub settings: Vec<(String, String)>,
+    /// Whether the network between the nodes can be cut, see [`Cluster::cuts`].
+    pub can_be_cut: bool,
 }
 
 impl ClusterOptions {
     /// Every node holds every group, up to three replicas.
     pub fn new(nodes: u64, groups: u32) -> ClusterOptions {
-        ClusterOptions { nodes, groups, replicas: nodes.min(3) as usize, settings: Vec::new() }
+        ClusterOptions {
+            nodes,
+            groups,
+            replicas: nodes.min(3) as usize,
+            settings: Vec::new(),
+            can_be_cut: false,
+        }
+    }
+
+    /// With a network between the first nodes that can be cut.
+    #[must_use]
+    pub fn with_cuts(mut self) -> ClusterOptions {
+        self.can_be_cut = true;
+        self
     }
 
     /// Followers wait so long for their leader that a test can tell an election from anything else
@@ -75,6 +92,7 @@ pub struct Cluster {
     client: Client,
     cluster_id: String,
     directory: Option<TempDir>,
+    cuts: Option<Cuts>,
     _only: File,
 }
 
@@ -87,9 +105,18 @@ impl Cluster {
         let only = tokio::task::spawn_blocking(place::only_cluster).await??;
         let directory = tempfile::Builder::new().prefix(&format!("dtkv-e2e-{name}-")).tempdir()?;
         let mut nodes = BTreeMap::new();
+        let mut proxied = Vec::new();
         for id in 1..=options.nodes {
-            nodes.insert(id, start_node(id, directory.path(), &options.settings)?);
+            let mut settings = options.settings.clone();
+            let proxy_port = place::free_ports(1)?[0];
+            if options.can_be_cut {
+                settings.push(("listen.advertised_peer".into(), format!("\"127.0.0.1:{proxy_port}\"")));
+            }
+            let node = start_node(id, directory.path(), &settings)?;
+            proxied.push(Proxied { node: id, proxy_port, peer_port: node.ports.peer });
+            nodes.insert(id, node);
         }
+        let cuts = if options.can_be_cut { Some(Cuts::start(&proxied).await?) } else { None };
         let started = connect_all(&mut nodes).await;
         let client = started.inspect_err(|_| keep(name, &nodes, directory.path()))?;
         let mut cluster = Cluster {
@@ -99,8 +126,10 @@ impl Cluster {
             client,
             cluster_id: String::new(),
             directory: Some(directory),
+            cuts,
             _only: only,
         };
+        cluster.nodes.values().for_each(|node| cluster.know_process(node));
         cluster.init().await?;
         Ok(cluster)
     }
@@ -113,6 +142,20 @@ impl Cluster {
         let report = self.client.admin().cluster_init(init, |_| {}).await.context("cluster init")?;
         self.cluster_id = report.cluster_id;
         Ok(())
+    }
+
+    /// The network between the nodes.
+    ///
+    /// # Panics
+    /// When the cluster was started without [`ClusterOptions::with_cuts`].
+    pub fn cuts(&self) -> &Cuts {
+        self.cuts.as_ref().expect("the cluster was started with cuts")
+    }
+
+    fn know_process(&self, node: &NodeProcess) {
+        if let (Some(cuts), Some(process)) = (&self.cuts, node.pid()) {
+            cuts.know(node.id, process);
+        }
     }
 
     /// Ends a test that succeeded: every node that should run still does, and none has panicked.
@@ -252,6 +295,7 @@ impl Cluster {
     /// When it does not.
     pub async fn restart(&mut self, id: u64) -> Result<()> {
         self.node_mut(id).restart()?;
+        self.know_process(self.node(id));
         self.wait_started(id).await
     }
 
@@ -282,6 +326,7 @@ impl Cluster {
         let stopped: Vec<u64> = self.nodes.values().filter(|node| !node.is_running()).map(|n| n.id).collect();
         for &id in &stopped {
             self.node_mut(id).restart()?;
+            self.know_process(self.node(id));
         }
         for id in stopped {
             self.wait_started(id).await?;

@@ -34,6 +34,8 @@ pub struct WorkloadOptions {
     pub timeout: Duration,
     /// Time between two operations of a client.
     pub pause: Duration,
+    /// Whether half of the clients read by lease; the checker makes no difference.
+    pub lease_reads: bool,
 }
 
 impl WorkloadOptions {
@@ -46,7 +48,17 @@ impl WorkloadOptions {
             value_bytes: 64,
             timeout: Duration::from_secs(2),
             pause: Duration::from_millis(2),
+            lease_reads: false,
         }
+    }
+}
+
+impl WorkloadOptions {
+    /// Half of the clients read by lease.
+    #[must_use]
+    pub fn with_lease_reads(mut self) -> WorkloadOptions {
+        self.lease_reads = true;
+        self
     }
 }
 

@@ -10,6 +10,7 @@ mod cluster {
     mod lost_disk;
     mod membership;
     mod overload;
+    mod partition;
     mod restart_all;
     mod smoke;
     mod snapshot;

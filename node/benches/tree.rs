@@ -103,6 +103,10 @@ fn bench(keys: usize, dirs: usize) {
     let removes = entries(Kind::Remove, keys, dirs);
     println!("  {} bytes for each key", run.tree.bytes() / run.tree.node_count());
     measure("remove", keys, || removes.iter().for_each(|ops| run.apply(ops)));
+    puts.iter().for_each(|ops| run.apply(ops));
+    let mut whole = Vec::new();
+    Op { recursive: true, ..Op::new(Kind::Remove, b"bench0000", &[]) }.pack(&mut whole);
+    measure("remove -r of a directory", keys / dirs, || run.apply(&whole));
 }
 
 fn list_all(tree: &Tree) {

@@ -87,6 +87,10 @@ settings! {
         /// When a write is answered. "fsync": a majority has it on disk. "os": a majority handed it
         /// to its operating system; a power failure of a majority can lose acknowledged writes.
         durability: Durability = Durability::Fsync,
+        /// Free space of the data directory's disk below which writes that grow are refused as
+        /// OVERLOADED until there is space again; reads and removes go on. Not set: 512MiB or a
+        /// twentieth of the disk, whichever is less. 0: never; a disk that fills up stops the node.
+        disk_reserve_bytes: Option<ByteSize> = None,
         /// Longest time that a stopping node takes to hand its leaderships over, in ms.
         handover_timeout_ms: u64 = 5_000,
         /// Worker threads for requests and Raft; 0 = one for each processor.
@@ -132,11 +136,36 @@ settings! {
         /// Most log that a group keeps for a slow follower; one that is further behind gets a
         /// snapshot.
         log_bytes_max: ByteSize = ByteSize::mib(64),
+        /// Log that this node keeps behind its checkpoints, shared by its groups (4MiB each at most):
+        /// a member that is a little behind when leadership moves needs no snapshot then.
+        log_tail_bytes: ByteSize = ByteSize::mib(32),
+    }
+    /// The connections between nodes.
+    peers: PeersConfig {
+        /// How often two nodes ping each other, in ms. At most raft.election_timeout_max_ms.
+        ping_interval_ms: u64 = 300,
+        /// A node is lost after so many intervals of silence; the parked groups that it leads wake.
+        silent_pings_max: u32 = 5,
+        /// For a connection to another node and its hello, in ms.
+        connect_timeout_ms: u64 = 1_000,
+        /// Most bytes that wait to be sent to one node in one lane; what does not fit is dropped and
+        /// sent again by Raft.
+        queue_bytes_max: ByteSize = ByteSize::mib(64),
+        /// Most bytes of log on their way to one node without an answer.
+        append_bytes_max: ByteSize = ByteSize::mib(64),
+        /// Snapshots received at the same time; more are refused and tried again.
+        snapshots_incoming_max: u32 = 4,
+        /// Connections that the port for nodes takes.
+        connections_max: u32 = 1_000,
+        /// Connections to that port in their handshake.
+        handshakes_max: u32 = 100,
+        /// How long such a handshake may take, and the hello of each stream, in ms.
+        handshake_timeout_ms: u64 = 5_000,
     }
     /// The storage engine, one for all groups.
     engine: EngineConfig {
         /// Memory in which writes gather before they are flushed to a table.
-        write_buffer_bytes: ByteSize = ByteSize::mib(64),
+        write_buffer_bytes: ByteSize = ByteSize::mib(128),
         /// Most bytes that one synced write carries.
         batch_bytes_max: ByteSize = ByteSize::mib(2),
         /// Most bytes that wait for the disk; beyond that, writes are refused as OVERLOADED.
@@ -155,6 +184,10 @@ settings! {
         streams_per_connection_max: u32 = 1_000,
         /// Client connections.
         connections_max: u32 = 10_000,
+        /// Client connections in their handshake.
+        handshakes_max: u32 = 1_000,
+        /// How long such a handshake may take, in ms.
+        handshake_timeout_ms: u64 = 5_000,
         /// Deadline of a request that names none, in ms.
         request_timeout_ms: u64 = 5_000,
     }
@@ -280,6 +313,28 @@ mod tests {
             "limits.connections_max = \"0\" (environment DTKV_LIMITS_CONNECTIONS_MAX)",
             "node.id = \"0\" (--set)",
             "nonsense",
+        ] {
+            assert!(text.contains(expected), "no {expected:?} in\n{text}");
+        }
+    }
+
+    #[test]
+    fn the_connections_between_nodes_are_validated_with_everything_else() {
+        let text = faults(
+            "[node]\nid = 1\n[peers]\nping_interval_ms = 3000\nsilent_pings_max = 1\nqueue_bytes_max = \"1MiB\"\n\
+             handshake_timeout_ms = 0\n",
+            &[("DTKV_PEERS_CONNECTIONS_MAX", "1")],
+            &["peers.snapshots_incoming_max=0", "limits.handshakes_max=0"],
+        );
+        for expected in [
+            "peers.ping_interval_ms = 3000",
+            "raft.election_timeout_max_ms (2000)",
+            "peers.silent_pings_max",
+            "peers.queue_bytes_max",
+            "peers.handshake_timeout_ms",
+            "peers.connections_max",
+            "peers.snapshots_incoming_max",
+            "limits.handshakes_max",
         ] {
             assert!(text.contains(expected), "no {expected:?} in\n{text}");
         }

@@ -2,6 +2,7 @@
 //! queue goes in one batch, one sync makes it durable, and then everybody is told, in order.
 
 use crate::keyspace::Family;
+use crate::planted::{self, Fault};
 use bytes::Bytes;
 use std::io;
 use std::path::PathBuf;
@@ -16,15 +17,18 @@ mod format;
 mod metrics;
 mod rocks;
 mod scan;
+mod space;
 mod watermark;
 
 pub use error::EngineError;
 pub use format::FORMAT_VERSION;
 pub use metrics::EngineMetrics;
 pub use scan::SnapshotScan;
+pub use space::{DiskProbe, DiskSize, DiskSpace, disk_size};
 
 use commit::Commit;
 use rocks::Rocks;
+use space::SpaceWatch;
 use watermark::WatermarkKeeper;
 
 /// When a write counts as done.
@@ -54,6 +58,11 @@ pub struct EngineOptions {
     pub batch_bytes_max: usize,
     /// Above this, [`Engine::room`] waits.
     pub queue_bytes_max: usize,
+    /// Below so many free bytes the disk counts as low; None: 512 MiB or a twentieth of the disk,
+    /// whichever is less; 0: never.
+    pub disk_reserve_bytes: Option<u64>,
+    /// How to look at the free space.
+    pub disk_probe: DiskProbe,
     /// What to do when the disk fails.
     pub fail_stop: FailStop,
 }
@@ -64,12 +73,21 @@ impl EngineOptions {
         EngineOptions {
             path: path.into(),
             durability: Durability::Fsync,
-            write_buffer_bytes: 64 << 20,
+            write_buffer_bytes: 128 << 20,
             batch_bytes_max: 1 << 20,
             queue_bytes_max: 64 << 20,
+            disk_reserve_bytes: None,
+            disk_probe: Arc::new(disk_size),
             fail_stop: Arc::new(|cause| {
-                tracing::error!(cause, "the disk failed; the node stops before it could break a promise");
-                eprintln!("the disk failed; the node stops before it could break a promise: {cause}");
+                let advice = space::advice(cause);
+                tracing::error!(
+                    cause,
+                    advice,
+                    "the disk failed; the node stops before it could break a promise"
+                );
+                eprintln!(
+                    "the disk failed; the node stops before it could break a promise: {cause}. {advice}."
+                );
                 std::process::abort();
             }),
         }
@@ -156,6 +174,7 @@ struct Inner {
     rocks: Arc<Rocks>,
     commit: Arc<Commit>,
     keeper: Arc<WatermarkKeeper>,
+    space: Arc<SpaceWatch>,
     threads: parking_lot::Mutex<Vec<JoinHandle<()>>>,
     stopped: AtomicBool,
 }
@@ -175,7 +194,7 @@ impl Engine {
             return Err(EngineError::NoFormat { path: options.path });
         }
         let file = watermark::WatermarkFile::open(&options.path, fresh)?;
-        if found < file.durable() {
+        if found < file.durable() && !planted::has(Fault::LossIgnored) {
             return Err(EngineError::LostWrites { path: options.path, found, durable: file.durable() });
         }
         if fresh {
@@ -191,7 +210,10 @@ impl Engine {
         file: watermark::WatermarkFile,
     ) -> Engine {
         let commit = Arc::new(Commit::new(&options, rocks.clone(), metrics.clone(), file.durable()));
-        let keeper = Arc::new(WatermarkKeeper::new(commit.clone(), rocks.clone(), metrics));
+        let (probe, reserve) = (options.disk_probe.clone(), options.disk_reserve_bytes);
+        let space = Arc::new(SpaceWatch::new(&options.path, probe, reserve, metrics.clone()));
+        let keeper = WatermarkKeeper::new(commit.clone(), rocks.clone(), space.clone(), metrics);
+        let keeper = Arc::new(keeper);
         let mut threads = commit::spawn(&commit);
         threads.push(watermark::spawn(&keeper, file));
         Engine(Arc::new(Inner {
@@ -199,6 +221,7 @@ impl Engine {
             rocks,
             commit,
             keeper,
+            space,
             threads: parking_lot::Mutex::new(threads),
             stopped: AtomicBool::new(false),
         }))
@@ -243,6 +266,16 @@ impl Engine {
     /// Waits until the queue is below `queue_bytes_max`.
     pub async fn room(&self) {
         self.0.commit.room().await;
+    }
+
+    /// Whether the disk has too little space for anything to grow.
+    pub fn is_disk_low(&self) -> bool {
+        self.0.space.is_low()
+    }
+
+    /// The free space of the disk, as it was at most some 100 ms ago.
+    pub fn disk_space(&self) -> DiskSpace {
+        self.0.space.state()
     }
 
     /// When a write counts as done.

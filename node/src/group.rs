@@ -2,10 +2,12 @@
 //!
 //! `propose` turns frames into log entries, `log_store` keeps them, `state_machine` applies them to
 //! the tree in `replica`, `read` answers from it, `snapshot` moves it to others, `membership`
-//! changes who takes part, `parking` lets an idle group sleep, `lifecycle` starts and ends it all.
+//! changes who takes part, `parking` lets an idle group sleep, `contact` knows when a leader was
+//! last heard, `lifecycle` starts and ends it all.
 //! `group_clock` is the time that leases are measured with.
 //! `network` and `inbound` are its two ends of the transport.
 
+pub mod contact;
 pub mod group_clock;
 pub mod inbound;
 pub mod lifecycle;
@@ -27,6 +29,7 @@ pub mod upkeep;
 
 use crate::clock;
 use crate::failure::Failure;
+use crate::group::contact::Contact;
 use crate::group::inbound::GroupInbound;
 use crate::group::log_store::LogStore;
 use crate::group::metrics::GroupMetrics;
@@ -60,6 +63,9 @@ pub struct GroupOptions {
     pub checkpoint_interval: Duration,
     /// Log kept for a slow follower; beyond it, that follower gets a snapshot.
     pub log_bytes_max: u64,
+    /// Log that the replicas of a node keep behind their checkpoints, all together, for members that
+    /// are a little behind when leadership moves.
+    pub log_tail_bytes: u64,
     /// A group without traffic for this long is parked; None = never.
     pub park_after: Option<Duration>,
 }
@@ -73,6 +79,7 @@ impl Default for GroupOptions {
             checkpoint_log_bytes: 32 << 20,
             checkpoint_interval: Duration::from_secs(1),
             log_bytes_max: 64 << 20,
+            log_tail_bytes: 32 << 20,
             park_after: Some(Duration::from_secs(10)),
         }
     }
@@ -92,7 +99,8 @@ struct Inner {
     reads: Arc<Reads>,
     inbound: GroupInbound<StateMachine>,
     transport: Transport,
-    parking: Parking,
+    parking: Arc<Parking>,
+    contact: Arc<Contact>,
     upkeep: Upkeep,
     metrics: GroupMetrics,
 }
@@ -207,22 +215,21 @@ impl Group {
         self.0.raft.server_metrics().borrow_watched().vote.leader_id.term
     }
 
-    /// Whether the replica has a leader and has applied what it held when it started.
+    /// Whether the replica has applied what it held when it started and is in touch with its leader,
+    /// or, as the leader, with a quorum.
     pub fn is_ready(&self) -> bool {
-        self.0.upkeep.is_recovered() && self.leader().is_some()
-    }
-
-    /// What the metrics page and the status say of this replica's clockwork.
-    pub fn since_leader_heard(&self) -> Duration {
-        self.0.reads.lag()
+        let silence_max = 2 * Duration::from_millis(self.0.options.election_timeout_max_ms);
+        self.0.upkeep.is_recovered() && self.0.contact.is_recent(silence_max)
     }
 
     /// Work that is done every now and then: deadlines, checkpoints, the length of the log, sleep.
-    pub fn tick(&self) {
+    ///
+    /// `log_tail_bytes` is this replica's share of the log that the node keeps behind checkpoints.
+    pub fn tick(&self, log_tail_bytes: u64) {
         let now = clock::now();
         let expired = self.0.proposals.expire(now);
         self.0.metrics.proposals_expired.inc_by(expired as u64);
-        self.upkeep(now);
+        self.upkeep(now, log_tail_bytes);
         self.park_if_idle();
     }
 }

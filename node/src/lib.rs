@@ -2,6 +2,7 @@
 //!
 //! [`Node::build`] wires it together, [`Node::run`] serves until it is told to stop.
 
+pub mod accept;
 pub mod cli;
 pub mod clock;
 pub mod config;
@@ -13,6 +14,7 @@ pub mod ids;
 pub mod keyspace;
 pub mod machine;
 pub mod peer_codec;
+mod planted;
 pub mod service;
 pub mod session;
 pub mod store;

@@ -14,7 +14,7 @@ pub use record::BadState;
 
 use crate::keyspace::{self, StateKey};
 use crate::session::{Bounds, Changed, Moment, Sessions, Verdict};
-use crate::tree::{ApplyContext, Digest, Dirty, Tree};
+use crate::tree::{Ahead, ApplyContext, Digest, Dirty, Tree};
 use bytes::Bytes;
 use dtkv_client::packed::scope::Scope;
 use dtkv_client::packed::{self, Kind, Malformed, Op, Ops, pack_refusal};
@@ -101,11 +101,13 @@ impl Machine {
     /// operations in front of the bad one stay applied, on every replica alike, and have results.
     pub fn apply(&mut self, at: ApplyContext, ops: &[u8], outcome: &mut Outcome) -> Result<(), Malformed> {
         let at = self.tree.begin_entry(at);
+        let mut ahead = Ahead::new(ops);
         let mut ops = packed::ops(ops);
         while let Some(op) = ops.next() {
+            ahead.step(&self.tree);
             let op = op?;
             if op.kind == Kind::Scope {
-                self.apply_scope(at, &op, &mut ops, outcome)?;
+                self.apply_scope(at, &op, &mut ops, &mut ahead, outcome)?;
             } else {
                 self.tree.apply_op(at, &op, &mut outcome.results);
             }
@@ -118,6 +120,7 @@ impl Machine {
         at: ApplyContext,
         op: &Op<'_>,
         ops: &mut Ops<'_>,
+        ahead: &mut Ahead<'_>,
         outcome: &mut Outcome,
     ) -> Result<(), Malformed> {
         let scope = Scope::read(op).ok_or(Malformed { offset: ops.offset(), what: "a scope" })?;
@@ -127,6 +130,7 @@ impl Machine {
             Verdict::Fresh => {
                 let session = Some((scope.client_id, scope.sequence));
                 for _ in 0..scope.operations {
+                    ahead.step(&self.tree);
                     let op = Op { session, ..next_covered(ops)? };
                     self.tree.apply_op(at, &op, &mut outcome.results);
                 }
@@ -136,11 +140,13 @@ impl Machine {
                 outcome.results.extend_from_slice(results);
                 outcome.repeats.push(Repeat { offset, index });
                 for _ in 0..scope.operations {
+                    ahead.step(&self.tree);
                     next_covered(ops)?;
                 }
             }
             Verdict::Expired => {
                 for _ in 0..scope.operations {
+                    ahead.step(&self.tree);
                     pack_refusal(next_covered(ops)?.kind, Code::SessionExpired, &mut outcome.results);
                 }
             }

@@ -52,6 +52,10 @@ pub struct ServiceOptions {
     pub streams_per_connection_max: u32,
     /// Client connections.
     pub connections_max: u32,
+    /// Client connections in their handshake.
+    pub handshakes_max: u32,
+    /// How long a handshake may take.
+    pub handshake_timeout: Duration,
     /// Deadline of a request that names none.
     pub request_timeout: Duration,
 }
@@ -123,14 +127,17 @@ impl Service {
         let group = self.0.store.group(submission.group)?;
         let checked = admission::check(&submission.ops, submission.count, submission.access)?;
         if submission.access == Access::Write {
-            self.check_disk()?;
+            self.check_disk(&submission.ops)?;
         }
         let hold = self.0.budget.take(submission.ops.len() + REQUEST_OVERHEAD_BYTES)?;
         Ok((checked, group, hold))
     }
 
-    /// Refuses writes while too much waits for the disk.
-    fn check_disk(&self) -> Result<(), Failure> {
+    /// Refuses writes while too much waits for the disk, and those that grow while it is nearly full.
+    fn check_disk(&self, ops: &[u8]) -> Result<(), Failure> {
+        if self.0.engine.is_disk_low() && admission::grows(ops) {
+            self.0.store.check_space()?;
+        }
         let (waiting, limit) = (self.0.engine.queue_bytes(), self.0.options.queue_bytes_max);
         if waiting <= limit {
             return Ok(());

@@ -22,6 +22,9 @@ use std::io;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+/// When a write that was refused for want of disk space may come again.
+const SPACE_RETRY_AFTER_MS: u32 = 1_000;
+
 /// How the replicas of a node behave.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
@@ -140,6 +143,7 @@ impl Store {
     pub fn identity(&self) -> v1::IdentityResponse {
         let identity = self.0.identity.read();
         let groups = self.0.groups.read();
+        let disk = self.0.engine.disk_space();
         v1::IdentityResponse {
             cluster_id: identity.cluster_id.clone(),
             node_id: identity.node_id.0,
@@ -154,12 +158,32 @@ impl Store {
             uptime_ms: self.0.started.elapsed().as_millis() as u64,
             groups: groups.len() as u32,
             leaders: groups.values().filter(|group| group.is_leader()).count() as u32,
+            disk_free_bytes: disk.free_bytes,
+            disk_reserve_bytes: disk.reserve_bytes,
+            disk_low: disk.is_low,
         }
     }
 
     /// Whether every replica serves.
     pub fn is_ready(&self) -> bool {
         self.0.groups.read().values().all(Group::is_ready)
+    }
+
+    /// Refuses what makes the data grow while the disk has too little space.
+    ///
+    /// # Errors
+    /// OVERLOADED, with the setting that says how much is too little.
+    pub fn check_space(&self) -> Result<(), Failure> {
+        if !self.0.engine.is_disk_low() {
+            return Ok(());
+        }
+        let disk = self.0.engine.disk_space();
+        let message = format!(
+            "the disk of this node is nearly full: {} bytes are free, node.disk_reserve_bytes is {}; until there \
+             is space again only reads and removes are served",
+            disk.free_bytes, disk.reserve_bytes
+        );
+        Err(Failure::overloaded(message, SPACE_RETRY_AFTER_MS))
     }
 
     /// This node.
@@ -205,3 +229,6 @@ impl Store {
         futures::future::join_all(groups.iter().map(Group::shutdown)).await;
     }
 }
+
+#[cfg(test)]
+mod simulation;

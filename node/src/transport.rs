@@ -20,6 +20,7 @@ pub use metrics::TransportMetrics;
 pub use server::{PeerServer, PeerService, ReplySender};
 pub use snapshot_stream::{Records, unpack_records};
 
+use crate::accept::{self, AcceptLimits};
 use crate::clock;
 use crate::failure::Failure;
 use crate::ids::{GroupId, NodeId};
@@ -84,6 +85,8 @@ pub struct TransportOptions {
     pub frame_bytes_max: u32,
     /// HTTP/2 keep-alive.
     pub keep_alive_interval: Duration,
+    /// Connections that the peer port takes, and how long each may take to introduce itself.
+    pub accept: AcceptLimits,
 }
 
 impl Default for TransportOptions {
@@ -108,6 +111,11 @@ impl Default for TransportOptions {
             stream_window_bytes: 8 << 20,
             frame_bytes_max: 1 << 20,
             keep_alive_interval: Duration::from_secs(5),
+            accept: AcceptLimits {
+                connections_max: 1_000,
+                handshakes_max: 100,
+                handshake_timeout: Duration::from_secs(5),
+            },
         }
     }
 }
@@ -328,7 +336,7 @@ impl Transport {
     /// When the listener fails.
     pub async fn serve(&self, listener: TcpListener) -> Result<(), tonic::transport::Error> {
         let options = &self.0.options;
-        let incoming = tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
+        let incoming = accept::incoming(listener, options.accept, self.0.metrics.accept.clone());
         tonic::transport::Server::builder()
             .initial_connection_window_size(options.connection_window_bytes)
             .initial_stream_window_size(options.stream_window_bytes)

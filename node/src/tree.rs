@@ -9,6 +9,7 @@
 //! sorted. A removed node stays in its slot until its removal is handed out for writing, so that a
 //! key which is removed and made again before that is handed out once, as changed.
 
+mod ahead;
 mod apply;
 mod digest;
 mod dirty;
@@ -29,6 +30,7 @@ mod txn;
 mod undo;
 mod walk;
 
+pub use ahead::Ahead;
 pub use digest::Digest;
 pub use dirty::Dirty;
 pub use event::{Event, EventKind};

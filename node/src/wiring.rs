@@ -1,5 +1,6 @@
 //! A node from its parts, in the order in which they depend on each other.
 
+use crate::accept::AcceptLimits;
 use crate::config::{self, Config};
 use crate::engine::{Durability, Engine, EngineError, EngineMetrics, EngineOptions};
 use crate::group::GroupOptions;
@@ -190,6 +191,7 @@ async fn open_engine(config: &Config, metrics: EngineMetrics) -> Result<Engine, 
         write_buffer_bytes: config.engine.write_buffer_bytes.0,
         batch_bytes_max: config.engine.batch_bytes_max.0,
         queue_bytes_max: config.engine.queue_bytes_max.0,
+        disk_reserve_bytes: config.node.disk_reserve_bytes.map(|size| size.0 as u64),
         ..EngineOptions::new(&config.node.data_dir)
     };
     // Recovery reads files.
@@ -214,8 +216,20 @@ fn learn_addresses(config: &Config, book: &AddressBook) {
 }
 
 fn transport_options(config: &Config) -> TransportOptions {
+    let peers = &config.peers;
     TransportOptions {
+        ping_interval: Duration::from_millis(peers.ping_interval_ms),
+        silent_pings_max: peers.silent_pings_max,
+        connect_timeout: Duration::from_millis(peers.connect_timeout_ms),
+        queue_bytes_max: peers.queue_bytes_max.0,
+        append_bytes_max: peers.append_bytes_max.0,
         snapshot_bytes_per_second: config.raft.snapshot_bytes_per_second.0 as u64,
+        snapshots_incoming_max: peers.snapshots_incoming_max as usize,
+        accept: AcceptLimits {
+            connections_max: peers.connections_max,
+            handshakes_max: peers.handshakes_max,
+            handshake_timeout: Duration::from_millis(peers.handshake_timeout_ms),
+        },
         ..TransportOptions::default()
     }
 }
@@ -229,6 +243,7 @@ fn store_options(config: &Config) -> StoreOptions {
             election_timeout_max_ms: raft.election_timeout_max_ms,
             heartbeat_interval_ms: raft.heartbeat_interval_ms,
             log_bytes_max: raft.log_bytes_max.0 as u64,
+            log_tail_bytes: raft.log_tail_bytes.0 as u64,
             park_after: (!park_after.is_zero()).then_some(park_after),
             ..GroupOptions::default()
         },
@@ -251,6 +266,8 @@ fn service_options(config: &Config) -> ServiceOptions {
         frames_per_stream_max: limits.frames_per_stream_max,
         streams_per_connection_max: limits.streams_per_connection_max,
         connections_max: limits.connections_max,
+        handshakes_max: limits.handshakes_max,
+        handshake_timeout: Duration::from_millis(limits.handshake_timeout_ms),
         request_timeout: Duration::from_millis(limits.request_timeout_ms),
     }
 }
@@ -268,4 +285,49 @@ impl Listeners {
 
 async fn bind(setting: &'static str, address: SocketAddr) -> Result<TcpListener, NodeError> {
     TcpListener::bind(address).await.map_err(|cause| NodeError::Bind { setting, address, cause })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_transport_can_be_told_reaches_it() {
+        let mut config = Config::default();
+        config.peers.ping_interval_ms = 70;
+        config.peers.silent_pings_max = 9;
+        config.peers.connect_timeout_ms = 80;
+        config.peers.queue_bytes_max = config::ByteSize::mib(11);
+        config.peers.append_bytes_max = config::ByteSize::mib(12);
+        config.peers.snapshots_incoming_max = 13;
+        config.peers.connections_max = 14;
+        config.peers.handshakes_max = 15;
+        config.peers.handshake_timeout_ms = 16;
+        config.raft.snapshot_bytes_per_second = config::ByteSize::mib(17);
+        let options = transport_options(&config);
+        assert_eq!(options.ping_interval, Duration::from_millis(70));
+        assert_eq!((options.silent_pings_max, options.connect_timeout), (9, Duration::from_millis(80)));
+        assert_eq!((options.queue_bytes_max, options.append_bytes_max), (11 << 20, 12 << 20));
+        assert_eq!((options.snapshots_incoming_max, options.snapshot_bytes_per_second), (13, 17 << 20));
+        let accept = options.accept;
+        assert_eq!((accept.connections_max, accept.handshakes_max), (14, 15));
+        assert_eq!(accept.handshake_timeout, Duration::from_millis(16));
+    }
+
+    /// The transport has defaults of its own, for whoever builds one without a configuration.
+    #[test]
+    fn the_defaults_of_the_configuration_are_those_of_the_transport() {
+        let (told, own) = (transport_options(&Config::default()), TransportOptions::default());
+        assert_eq!(told.ping_interval, own.ping_interval);
+        assert_eq!(
+            (told.silent_pings_max, told.connect_timeout),
+            (own.silent_pings_max, own.connect_timeout)
+        );
+        assert_eq!(
+            (told.queue_bytes_max, told.append_bytes_max),
+            (own.queue_bytes_max, own.append_bytes_max)
+        );
+        assert_eq!(told.accept.connections_max, own.accept.connections_max);
+        assert_eq!(told.accept.handshake_timeout, own.accept.handshake_timeout);
+    }
 }

@@ -5,8 +5,8 @@ use std::path::{Path, PathBuf};
 
 /// Modules by floor, the lowest first. Modules of one floor do not know each other.
 const FLOORS: [&[&str]; 8] = [
-    &["ids", "clock", "peer_v1", "storage_v1"],
-    &["failure", "config", "telemetry", "peer_codec"],
+    &["ids", "clock", "planted", "peer_v1", "storage_v1"],
+    &["accept", "failure", "config", "telemetry", "peer_codec"],
     &["keyspace", "tree", "session"],
     &["machine", "engine", "transport"],
     &["group"],

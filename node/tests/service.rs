@@ -1,5 +1,7 @@
 //! One real node over real sockets: what clients, operators, collectors and people get from it.
 
+#[path = "service/disk.rs"]
+mod disk;
 #[path = "service/harness.rs"]
 mod harness;
 #[path = "service/lifecycle.rs"]

@@ -4,6 +4,8 @@
 
 #[path = "store/harness.rs"]
 mod harness;
+#[path = "store/leadership.rs"]
+mod leadership;
 #[path = "store/once.rs"]
 mod once;
 
@@ -144,6 +146,10 @@ async fn a_group_grows_shrinks_and_moves() {
     let done = cluster.store(removed).destroy_replica(destroy(changed.config_index)).await.unwrap();
     assert!(done.destroyed);
     assert!(cluster.store(removed).group(dtkv_node::ids::GroupId(1)).is_err());
+    eventually("the new member has heard of it", || async {
+        cluster.status(4, 1).config_index >= changed.config_index
+    })
+    .await;
     let refused = cluster.store(4).destroy_replica(destroy(changed.config_index)).await.unwrap_err();
     assert_eq!(refused.reason, v1::failure::Reason::Precondition, "a member is not destroyed");
     cluster.put(leader, 1, "a", "2").await.unwrap();
@@ -167,6 +173,21 @@ async fn an_idle_group_sleeps_and_wakes_for_a_write_and_for_the_loss_of_its_lead
     let new = cluster.leader(1).await;
     assert_ne!(new, leader);
     assert_eq!(cluster.get(new, 1, "a", Consistency::Linearizable).await, Ok(Some("2".into())));
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_group_with_a_new_leader_and_no_writes_since_sleeps_as_well() {
+    let cluster = Cluster::start(3, Options::parking()).await;
+    cluster.bootstrap(1, &[1, 2, 3]).await;
+    let old = cluster.leader(1).await;
+    cluster.put(old, 1, "a", "1").await.unwrap();
+    // Now the checkpoint holds everything, and what the new leader appends is all that comes.
+    cluster.wait_parked(1, &[1, 2, 3]).await;
+    let to = (1..=3).find(|node| *node != old).unwrap();
+    let request = v1::TransferLeaderRequest { group_id: 1, to, ..Default::default() };
+    cluster.store(old).transfer_leader(request).await.unwrap();
+    cluster.wait_parked(1, &[1, 2, 3]).await;
     cluster.stop().await;
 }
 

@@ -93,6 +93,19 @@ async fn unknown_outcome_told_by_the_node_is_passed_on() {
     assert_eq!(error.kind(), ErrorKind::OutcomeUnknown);
 }
 
+/// A leader that is cut off from the others tells nothing else until it hears of the next one.
+#[tokio::test]
+async fn leader_is_looked_for_again_after_an_unknown_outcome() {
+    let (world, nodes, client) = three_nodes().await;
+    client.group(1).put("a", "1").await.unwrap();
+    world.lead(1, 2);
+    nodes[0].script(|_| Act::Fail(Failure { outcome_unknown: true, ..failure(Reason::Timeout) }));
+    let error = client.group(1).put("a", "2").await.unwrap_err();
+    assert_eq!(error.kind(), ErrorKind::OutcomeUnknown);
+    client.group(1).put("a", "3").await.unwrap();
+    assert_eq!(nodes[1].seen().len(), 1);
+}
+
 #[tokio::test]
 async fn write_that_waits_for_a_dead_node_is_sent_to_the_next_leader() {
     let (world, mut nodes, client) = three_nodes().await;

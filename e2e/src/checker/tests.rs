@@ -154,6 +154,35 @@ fn wrong_compare_and_set_is_found() {
 }
 
 #[test]
+fn lost_update_is_found() {
+    // Both read 1 and put their own in its place; the later one has swallowed the other.
+    let reads = vec![put(1, 0, 1, 5, true), read(Some(1), 2, 3, 5), read(Some(1), 2, 3, 5)];
+    let first = cas(Some(1), Some(2), (4, 8), 6, true);
+    let second = cas(Some(1), Some(3), (5, 9), 7, true);
+    refused([reads.clone(), vec![first, second, read(Some(3), 10, 11, 7)]].concat());
+    let late = cas(Some(1), Some(3), (5, 9), 7, false);
+    accepted([reads.clone(), vec![first, late, read(Some(2), 10, 11, 7)]].concat());
+    // The same with an answer that got lost: what was acknowledged must still be the base.
+    let lost = Operation { answer: None, ..second };
+    refused([reads, vec![first, lost, read(Some(3), 10, 11, 7)]].concat());
+}
+
+#[test]
+fn write_that_is_applied_again_is_found() {
+    refused(vec![
+        put(1, 0, 1, 5, true),
+        put(2, 2, 3, 6, false),
+        read(Some(2), 4, 5, 6),
+        read(Some(1), 6, 7, 7),
+    ]);
+    refused(vec![put(1, 0, 1, 5, true), remove(2, 3, 6, true), read(None, 4, 5, 6), read(Some(1), 6, 7, 7)]);
+    let swap = vec![put(1, 0, 1, 5, true), cas(Some(1), Some(2), (2, 3), 6, true), put(1, 4, 5, 7, false)];
+    refused([swap, vec![read(Some(2), 6, 7, 8)]].concat());
+    let removes = vec![put(1, 0, 1, 5, true), unknown(Action::Remove, 2), remove(3, 4, 6, false)];
+    refused([removes, vec![put(2, 5, 6, 7, true), put(3, 7, 8, 9, true)]].concat());
+}
+
+#[test]
 fn wrong_created_and_existed_are_found() {
     refused(vec![put(1, 0, 1, 5, false)]);
     refused(vec![put(1, 0, 1, 5, true), put(2, 2, 3, 6, true)]);

@@ -3,6 +3,7 @@
 use super::Shared;
 use crate::history::{Action, Answer, Key, Operation, Outcome, Value};
 use anyhow::{Context, Result, bail};
+use dtkv_client::v1::Consistency;
 use dtkv_client::{CasOutcome, Client, Error, ErrorKind, Expect, Group, New};
 use rand::rngs::SmallRng;
 use rand::{RngExt, SeedableRng};
@@ -51,7 +52,9 @@ struct Worker {
 
 /// Works until it is told to stop.
 pub async fn run(shared: Arc<Shared>, client: Client, group: u32, number: u32) -> Result<()> {
-    let group = client.group(group).with_timeout(shared.options.timeout);
+    let by_lease = shared.options.lease_reads && number.is_multiple_of(2);
+    let consistency = if by_lease { Consistency::Lease } else { Consistency::Linearizable };
+    let group = client.group(group).with_timeout(shared.options.timeout).with_consistency(consistency);
     let rng = SmallRng::seed_from_u64(u64::from(group.id()) << 32 | u64::from(number));
     let mut worker = Worker { shared, group, number, rng, seen: HashMap::new(), inserts: 0 };
     while !worker.shared.stop.load(Ordering::Relaxed) {

@@ -14,6 +14,7 @@ impl Config {
         self.validate_node(&mut problems);
         self.validate_addresses(&mut problems);
         self.validate_raft(&mut problems);
+        self.validate_peers(&mut problems);
         self.validate_sizes(&mut problems);
         problems
     }
@@ -106,6 +107,34 @@ impl Config {
             ByteSize(100 << 30),
         );
         within(problems, "raft.log_bytes_max", raft.log_bytes_max, ByteSize::mib(1), ByteSize(gib.0 * 64));
+        within(problems, "raft.log_tail_bytes", raft.log_tail_bytes, ByteSize(0), ByteSize(gib.0 * 64));
+    }
+
+    fn validate_peers(&self, problems: &mut Problems) {
+        let (peers, gib) = (&self.peers, 1 << 30);
+        within(problems, "peers.ping_interval_ms", peers.ping_interval_ms, 10, 60_000);
+        within(problems, "peers.silent_pings_max", peers.silent_pings_max, 2, 1_000);
+        within(problems, "peers.connect_timeout_ms", peers.connect_timeout_ms, 10, 60_000);
+        let longest = self.raft.election_timeout_max_ms;
+        if peers.ping_interval_ms > longest {
+            let problem = format!(
+                "must be at most raft.election_timeout_max_ms ({longest}), or parked groups take their leader for lost"
+            );
+            problems.push(("peers.ping_interval_ms", problem));
+        }
+        // A log entry as large as a request must fit.
+        let bytes = [
+            ("peers.queue_bytes_max", peers.queue_bytes_max),
+            ("peers.append_bytes_max", peers.append_bytes_max),
+        ];
+        for (name, value) in bytes {
+            let min = ByteSize::mib(8).max(self.limits.request_bytes_max);
+            within(problems, name, value, min, ByteSize(16 * gib));
+        }
+        within(problems, "peers.snapshots_incoming_max", peers.snapshots_incoming_max, 1, 1_000);
+        within(problems, "peers.connections_max", peers.connections_max, 8, 1_000_000);
+        within(problems, "peers.handshakes_max", peers.handshakes_max, 1, 1_000_000);
+        within(problems, "peers.handshake_timeout_ms", peers.handshake_timeout_ms, 10, 600_000);
     }
 
     fn validate_sizes(&self, problems: &mut Problems) {
@@ -160,6 +189,8 @@ impl Config {
             1_000_000,
         );
         within(problems, "limits.connections_max", limits.connections_max, 1, 1_000_000);
+        within(problems, "limits.handshakes_max", limits.handshakes_max, 1, 1_000_000);
+        within(problems, "limits.handshake_timeout_ms", limits.handshake_timeout_ms, 10, 600_000);
         within(problems, "limits.request_timeout_ms", limits.request_timeout_ms, 1, 3_600_000);
     }
 }

@@ -5,6 +5,7 @@
 
 use super::rocks::Rocks;
 use super::{Completion, Durability, EngineMetrics, EngineOptions, FailStop, Write, WriteOp};
+use crate::planted::{self, Fault, Plot};
 use parking_lot::{Condvar, Mutex, MutexGuard};
 use std::collections::VecDeque;
 use std::io;
@@ -222,7 +223,7 @@ impl Commit {
             return self.fail(&format!("write of {bytes} bytes: {cause}"), done);
         }
         self.metrics.writes.inc_by(writes as u64);
-        if self.durability == Durability::Os {
+        if self.durability == Durability::Os || planted::has(Fault::SyncSkipped) {
             done.drain(..).for_each(|done| done(Ok(())));
         }
         let sequence = self.rocks.latest_sequence();
@@ -255,7 +256,9 @@ impl Commit {
         }
         self.metrics.sync_bytes.observe(written.bytes as f64);
         self.metrics.sync_writes.observe(written.writes as f64);
-        self.durable.store(written.sequence, Ordering::Release);
+        if !planted::has(Fault::SyncSkipped) {
+            self.durable.store(written.sequence, Ordering::Release);
+        }
         let in_order = self.completing.lock();
         self.end_sync();
         written.done.into_iter().for_each(|done| done(Ok(())));
@@ -266,6 +269,9 @@ impl Commit {
     fn sync_log(&self) -> io::Result<()> {
         #[cfg(test)]
         self.faults.sync()?;
+        if planted::has(Fault::SyncSkipped) {
+            return Ok(());
+        }
         self.rocks.flush_log(true)
     }
 
@@ -313,8 +319,9 @@ fn complete(done: Option<Completion>, result: impl FnOnce() -> io::Result<()>) {
 /// Starts the threads.
 pub(super) fn spawn(commit: &Arc<Commit>) -> Vec<JoinHandle<()>> {
     let one = |number| {
-        let commit = commit.clone();
+        let (commit, plot) = (commit.clone(), Plot::here());
         let run = move || {
+            plot.enter();
             if catch_unwind(AssertUnwindSafe(|| commit.run())).is_err() {
                 commit.fail("a thread of the engine panicked", Vec::new());
             }

@@ -16,6 +16,9 @@ pub struct EngineMetrics {
     pub(super) wal_bytes: IntCounter,
     pub(super) memtable_bytes: IntGaugeVec,
     pub(super) sst_bytes: IntGaugeVec,
+    pub(super) disk_free_bytes: IntGauge,
+    pub(super) disk_reserve_bytes: IntGauge,
+    pub(super) disk_low: IntGauge,
 }
 
 impl EngineMetrics {
@@ -66,6 +69,27 @@ impl EngineMetrics {
             ),
             memtable_bytes: families(registry, "dtkv_engine_memtable_bytes", "Memory of the memtables."),
             sst_bytes: families(registry, "dtkv_engine_sst_bytes", "Table files on the disk."),
+            disk_free_bytes: registered(
+                registry,
+                IntGauge::new(
+                    "dtkv_engine_disk_free_bytes",
+                    "Free space of the disk under the data directory.",
+                ),
+            ),
+            disk_reserve_bytes: registered(
+                registry,
+                IntGauge::new(
+                    "dtkv_engine_disk_reserve_bytes",
+                    "Writes that grow are refused while less than this is free.",
+                ),
+            ),
+            disk_low: registered(
+                registry,
+                IntGauge::new(
+                    "dtkv_engine_disk_low",
+                    "1 while writes that grow are refused for want of disk space.",
+                ),
+            ),
         }
     }
 }

@@ -5,7 +5,8 @@ use super::{EngineError, EngineOptions, Write, WriteOp};
 use crate::keyspace::Family;
 use rocksdb::{
     BlockBasedOptions, Cache, ColumnFamily, ColumnFamilyDescriptor, DB, DBCompactionStyle, DBCompressionType,
-    DBRecoveryMode, Direction, IteratorMode, Options, ReadOptions, UniversalCompactOptions, WriteBatch,
+    DBRecoveryMode, Direction, FlushOptions, IteratorMode, Options, ReadOptions, UniversalCompactOptions,
+    WriteBatch,
 };
 use std::io;
 use std::path::Path;
@@ -19,6 +20,7 @@ const READAHEAD_BYTES: usize = 1 << 20;
 /// The open database.
 pub(super) struct Rocks {
     db: DB,
+    log_buffer_bytes: usize,
 }
 
 impl Rocks {
@@ -31,7 +33,7 @@ impl Rocks {
         let path = options.path.join("db");
         let db = DB::open_cf_descriptors(&database_options(options), &path, families)
             .map_err(|e| open_error(&options.path, e))?;
-        Ok(Rocks { db })
+        Ok(Rocks { db, log_buffer_bytes: options.write_buffer_bytes })
     }
 
     fn family(&self, family: Family) -> &ColumnFamily {
@@ -56,7 +58,24 @@ impl Rocks {
         if !batch.is_empty() {
             self.db.write(batch).map_err(io_error)?;
         }
+        if writes.iter().flat_map(|write| &write.ops).any(is_purge) {
+            self.flush_purged_log()?;
+        }
         Ok(size)
+    }
+
+    /// Starts to write the memtable of the log out, when it is rather full. Right after a purge least of
+    /// it is alive, and only that is written: pages of new files are what writing costs most.
+    fn flush_purged_log(&self) -> io::Result<()> {
+        let log = self.family(Family::Log);
+        let name = rocksdb::properties::CUR_SIZE_ACTIVE_MEM_TABLE;
+        let bytes = self.db.property_int_value_cf(log, name).map_err(io_error)?.unwrap_or(0);
+        if bytes < (self.log_buffer_bytes / 4 * 3) as u64 {
+            return Ok(());
+        }
+        let mut options = FlushOptions::default();
+        options.set_wait(false);
+        self.db.flush_cf_opt(log, &options).map_err(io_error)
     }
 
     /// Hands what was written to the operating system, and with `sync` to the disk.
@@ -126,6 +145,10 @@ impl Rocks {
             self.db.flush_cf(self.family(family)).unwrap();
         }
     }
+}
+
+fn is_purge(op: &WriteOp) -> bool {
+    matches!(op, WriteOp::DeleteRange { family: Family::Log, .. })
 }
 
 fn add(batch: &mut WriteBatch, handles: &[&ColumnFamily; 3], op: &WriteOp) {

@@ -5,6 +5,7 @@
 use super::commit::Commit;
 use super::format::sync_directory;
 use super::rocks::Rocks;
+use super::space::SpaceWatch;
 use super::{EngineError, EngineMetrics};
 use crate::keyspace::Family;
 use parking_lot::{Condvar, Mutex};
@@ -103,18 +104,24 @@ fn decode(record: &[u8; RECORD_BYTES]) -> Option<u64> {
     (encode(durable) == *record).then_some(durable)
 }
 
-/// Writes the file, and looks up sizes on the way.
+/// Writes the file, and looks up sizes and the free space on the way.
 pub(super) struct WatermarkKeeper {
     commit: Arc<Commit>,
     rocks: Arc<Rocks>,
+    space: Arc<SpaceWatch>,
     metrics: EngineMetrics,
     stopping: Mutex<bool>,
     wake: Condvar,
 }
 
 impl WatermarkKeeper {
-    pub(super) fn new(commit: Arc<Commit>, rocks: Arc<Rocks>, metrics: EngineMetrics) -> WatermarkKeeper {
-        WatermarkKeeper { commit, rocks, metrics, stopping: Mutex::new(false), wake: Condvar::new() }
+    pub(super) fn new(
+        commit: Arc<Commit>,
+        rocks: Arc<Rocks>,
+        space: Arc<SpaceWatch>,
+        metrics: EngineMetrics,
+    ) -> WatermarkKeeper {
+        WatermarkKeeper { commit, rocks, space, metrics, stopping: Mutex::new(false), wake: Condvar::new() }
     }
 
     /// Ends the thread after a last write of the file.
@@ -135,6 +142,7 @@ impl WatermarkKeeper {
             if stopping {
                 return;
             }
+            self.space.look();
             if round.is_multiple_of(SIZES_EVERY) {
                 self.look_up_sizes();
             }

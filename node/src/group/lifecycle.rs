@@ -3,6 +3,7 @@
 use crate::clock;
 use crate::engine::{Engine, WriteOp};
 use crate::failure::Failure;
+use crate::group::contact::Contact;
 use crate::group::inbound::GroupInbound;
 use crate::group::log_store::LogStore;
 use crate::group::metrics::GroupMetrics;
@@ -17,6 +18,7 @@ use crate::group::{Group, GroupOptions, Inner};
 use crate::ids::{GroupId, NodeId};
 use crate::keyspace::{self, Family};
 use crate::peer_v1 as pb;
+use crate::planted::{self, Fault};
 use crate::transport::{ReplySender, Transport};
 use openraft::SnapshotPolicy;
 use openraft::errors::{InitializeError, RaftError};
@@ -70,21 +72,28 @@ impl Group {
         )
         .await
         .map_err(|e| io::Error::other(format!("{id}: {e}")))?;
-        let lease = Duration::from_millis((parts.options.election_timeout_min_ms as f64 * LEASE_PART) as u64);
+        let part = if planted::has(Fault::LeaseTooLong) { 100.0 } else { LEASE_PART };
+        let lease = Duration::from_millis((parts.options.election_timeout_min_ms as f64 * part) as u64);
         let now = clock::now();
+        let parking = Arc::new(Parking::new(now));
+        let contact = Contact::new(parts.node_id, raft.clone(), parts.transport.clone(), parking.clone());
+        let contact = Arc::new(contact);
+        let reads =
+            Reads::new(id, raft.clone(), replica.clone(), contact.clone(), lease, parts.metrics.clone());
         let group = Group(Arc::new(Inner {
             id,
             node_id: parts.node_id,
             generation: parts.generation,
             proposals: Arc::new(Proposals::new(id, raft.clone(), replica.clone(), parts.metrics.clone())),
-            reads: Arc::new(Reads::new(id, raft.clone(), replica.clone(), lease, parts.metrics.clone())),
+            reads: Arc::new(reads),
             inbound: GroupInbound::new(raft.clone(), id, parts.generation),
             options: parts.options,
             raft,
             replica,
             log,
             transport: parts.transport,
-            parking: Parking::new(now),
+            parking,
+            contact,
             upkeep: Upkeep::new(now, recover_to),
             metrics: parts.metrics,
         }));
@@ -130,7 +139,7 @@ impl Group {
             return;
         }
         if matches!(message.body, Some(pb::message::Body::Append(_))) {
-            self.0.replica.note_leader();
+            self.0.contact.note_leader(from);
         }
         // First the message, then the clock: the message itself may be the leader's sign of life
         // that keeps a replica that slept long from standing for election.
@@ -138,9 +147,10 @@ impl Group {
         self.start_ticking();
     }
 
-    /// Hands leadership over if this replica leads and another voter can take it.
+    /// Hands leadership over if this replica leads and another voter can take it. Without time for
+    /// it, nothing is tried.
     pub async fn hand_over(&self, timeout: Duration) {
-        if !self.is_leader() || self.furthest_voter().is_none() {
+        if timeout.is_zero() || !self.is_leader() || self.successors().is_empty() {
             return;
         }
         if let Err(failure) = self.transfer_leader(None, timeout).await {

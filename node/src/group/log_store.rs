@@ -11,6 +11,7 @@ use crate::group::raft::{
 use crate::ids::GroupId;
 use crate::keyspace::{self, Family, GroupKind, MetaKey};
 use crate::peer_v1;
+use crate::planted::{self, Fault};
 use crate::storage_v1 as pb;
 use futures::{Stream, TryStreamExt, stream};
 use openraft::EntryPayload;
@@ -87,6 +88,11 @@ impl LogStore {
     /// Bytes of the entries kept.
     pub fn log_bytes(&self) -> u64 {
         self.0.log.read().window.bytes()
+    }
+
+    /// The last index, `upto` at most, up to which the log can go so that the newest `keep_bytes` stay.
+    pub fn purgeable(&self, upto: u64, keep_bytes: u64) -> u64 {
+        self.0.log.read().window.purgeable(upto, keep_bytes)
     }
 
     /// Index of the last entry; 0 when there is none.
@@ -288,6 +294,9 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
         self.0.log.write().vote = Some(*vote);
+        if planted::has(Fault::VoteNotPersisted) {
+            return Ok(());
+        }
         self.0.engine.write(vec![self.0.meta_op(GroupKind::Vote, &vote_to_pb(vote))]).await
     }
 

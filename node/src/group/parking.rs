@@ -88,6 +88,10 @@ impl Group {
 
     /// Lets the replica tick again; at once, without waiting for anybody.
     pub fn start_ticking(&self) {
+        if !self.is_parked() {
+            return;
+        }
+        self.0.contact.note_waking();
         if self.0.parking.is_parked.swap(false, Ordering::SeqCst) {
             self.0.metrics.woken.inc();
             self.0.parking.touch();

@@ -2,18 +2,20 @@
 
 use crate::clock;
 use crate::failure::Failure;
+use crate::group::contact::Contact;
 use crate::group::metrics::GroupMetrics;
 use crate::group::raft::TypeConfig;
 use crate::group::replica::Replica;
 use crate::group::reply::{Answer, Reply};
 use crate::group::state_machine::StateMachine;
 use crate::ids::GroupId;
+use crate::planted::{self, Fault};
 use bytes::Bytes;
+use dtkv_client::limits::ANSWER_BYTES_MAX;
 use dtkv_client::packed;
 use dtkv_client::v1::Consistency;
 use dtkv_client::v1::failure::Reason;
 use openraft::Instant as _;
-use openraft::async_runtime::WatchReceiver;
 use openraft::errors::{LinearizableReadError, RaftError};
 use openraft::raft::ReadPolicy;
 use parking_lot::Mutex;
@@ -49,6 +51,7 @@ pub struct Reads {
     group: GroupId,
     raft: openraft::Raft<TypeConfig, StateMachine>,
     replica: Arc<Replica>,
+    contact: Arc<Contact>,
     queue: Mutex<Queue>,
     lease: Duration,
     /// The term in which a read round has succeeded here: from then on this leader has applied
@@ -64,27 +67,28 @@ impl Reads {
         group: GroupId,
         raft: openraft::Raft<TypeConfig, StateMachine>,
         replica: Arc<Replica>,
+        contact: Arc<Contact>,
         lease: Duration,
         metrics: GroupMetrics,
     ) -> Reads {
         let confirmed_term = AtomicU64::new(0);
-        Reads { group, raft, replica, queue: Mutex::default(), lease, confirmed_term, metrics }
+        Reads { group, raft, replica, contact, queue: Mutex::default(), lease, confirmed_term, metrics }
     }
 
     /// Takes a frame; never blocks for long. The reply is called exactly once.
     pub fn read(self: &Arc<Self>, frame: ReadFrame) {
         match frame.consistency {
             Consistency::Stale => {
-                let lag = self.lag();
-                let mut answer = answer_gets(&self.replica, &frame.ops);
-                answer.lag_ms = Some(lag.as_millis() as u64);
-                (frame.reply)(Ok(answer));
+                let lag_ms = self.lag_ms();
+                let answer = answer_gets(&self.replica, &frame.ops);
+                (frame.reply)(answer.map(|answer| Answer { lag_ms, ..answer }));
             }
             Consistency::Lease if self.holds_lease() => {
+                planted::pause();
                 let answer = answer_gets(&self.replica, &frame.ops);
                 // A pause between the check and the read may have outlived the lease.
-                if self.holds_lease() {
-                    return (frame.reply)(Ok(answer));
+                if self.holds_lease() || planted::has(Fault::LeaseNotCheckedAgain) {
+                    return (frame.reply)(answer);
                 }
                 self.read_by_index(frame);
             }
@@ -95,7 +99,7 @@ impl Reads {
     fn read_by_index(self: &Arc<Self>, frame: ReadFrame) {
         let replica = self.replica.clone();
         let grant: Grant = Box::new(move |granted| {
-            let answer = granted.map(|()| answer_gets(&replica, &frame.ops));
+            let answer = granted.and_then(|()| answer_gets(&replica, &frame.ops));
             (frame.reply)(answer);
         });
         self.wait_for_round(frame.deadline, grant);
@@ -111,7 +115,7 @@ impl Reads {
         deadline: Instant,
     ) -> Result<Option<u64>, Failure> {
         match consistency {
-            Consistency::Stale => return Ok(Some(self.lag().as_millis() as u64)),
+            Consistency::Stale => return Ok(self.lag_ms()),
             Consistency::Lease if self.holds_lease() => return Ok(None),
             Consistency::Lease | Consistency::Linearizable => {}
         }
@@ -129,14 +133,9 @@ impl Reads {
         leader.last_quorum_acked().is_some_and(|at| at.elapsed() < self.lease)
     }
 
-    /// Time since this replica last heard its leader (or, on the leader, a quorum).
-    pub fn lag(&self) -> Duration {
-        let metrics = self.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        if metrics.state.is_leader() {
-            return metrics.last_quorum_acked.map_or(Duration::MAX, |at| at.elapsed());
-        }
-        self.replica.since_leader_heard()
+    /// What a stale read tells of its age; None when there never was any contact.
+    fn lag_ms(&self) -> Option<u64> {
+        self.contact.silence().map(|silence| silence.as_millis() as u64)
     }
 
     fn wait_for_round(self: &Arc<Self>, deadline: Instant, grant: Grant) {
@@ -171,6 +170,9 @@ impl Reads {
 
     async fn round(&self, deadline: Instant) -> Result<(), Failure> {
         self.metrics.read_rounds.inc();
+        if planted::has(Fault::ReadWithoutQuorum) {
+            return Ok(());
+        }
         let round = self.raft.ensure_linearizable(ReadPolicy::ReadIndex);
         match tokio::time::timeout_at(deadline.into(), round).await {
             Ok(Ok(read_log_id)) => {
@@ -204,13 +206,21 @@ impl Reads {
     }
 }
 
-/// Answers packed gets from the tree.
-fn answer_gets(replica: &Replica, ops: &[u8]) -> Answer {
+/// Answers packed gets from the tree. The size of the answer is known only once it is built, so it is
+/// held to its limit meanwhile.
+fn answer_gets(replica: &Replica, ops: &[u8]) -> Result<Answer, Failure> {
     let clock_ms = replica.clock_ms();
     let state = replica.state();
-    let mut results = Vec::with_capacity(ops.len() * 4);
-    for op in packed::ops(ops).flatten() {
+    let mut results = Vec::with_capacity((ops.len() * 4).min(ANSWER_BYTES_MAX));
+    for (at, op) in packed::ops(ops).flatten().enumerate() {
         state.machine.tree.pack_get(op.key, clock_ms, &mut results);
+        if results.len() > ANSWER_BYTES_MAX {
+            return Err(Failure::invalid(format!(
+                "the answer is too large: {} bytes with key {} of the request, the limit is {ANSWER_BYTES_MAX}; ask for fewer keys at once",
+                results.len(),
+                at + 1
+            )));
+        }
     }
-    Answer { index: state.applied_index(), results: results.into(), lag_ms: None }
+    Ok(Answer { index: state.applied_index(), results: results.into(), lag_ms: None })
 }

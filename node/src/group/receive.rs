@@ -7,6 +7,7 @@ use crate::group::raft::{SnapshotMeta, log_id_from_pb, stored_membership_from_pb
 use crate::group::snapshot::SnapshotHandle;
 use crate::keyspace::{self, Family};
 use crate::peer_v1 as pb;
+use crate::planted::{self, Fault};
 use crate::transport::SnapshotSink;
 use bytes::Bytes;
 use futures::future::BoxFuture;
@@ -47,13 +48,17 @@ impl SnapshotReceiver {
         Ok(ops)
     }
 
-    async fn install(mut self, end: pb::SnapshotEnd) -> Result<pb::SnapshotReply, Failure> {
+    async fn finish_install(mut self, end: pb::SnapshotEnd) -> Result<pb::SnapshotReply, Failure> {
         if end.records != self.records {
             let (sent, received) = (end.records, self.records);
             return Err(Failure::invalid(format!(
                 "the snapshot has {received} records, its sender counted {sent}"
             )));
         }
+        self.install().await
+    }
+
+    async fn install(&mut self) -> Result<pb::SnapshotReply, Failure> {
         let header = std::mem::take(&mut self.header);
         let membership = header.last_membership.as_ref().map(stored_membership_from_pb).transpose();
         let membership = membership.map_err(|e| Failure::invalid(e.to_string()))?.unwrap_or_default();
@@ -91,7 +96,11 @@ impl SnapshotSink for SnapshotReceiver {
     fn records(&mut self, chunk: Bytes) -> BoxFuture<'_, Result<(), Failure>> {
         Box::pin(async move {
             let ops = self.parse(&chunk)?;
-            self.engine.write(ops).await.map_err(|e| Failure::internal(e.to_string()))
+            self.engine.write(ops).await.map_err(|e| Failure::internal(e.to_string()))?;
+            if planted::has(Fault::SnapshotSwitchedEarly) {
+                self.install().await?;
+            }
+            Ok(())
         })
     }
 
@@ -102,7 +111,7 @@ impl SnapshotSink for SnapshotReceiver {
         // On a task of its own: were the caller gone in the middle, the records must not be removed
         // while they are being installed.
         let group = self.group.id();
-        let install = tokio::spawn(self.install(end));
+        let install = tokio::spawn(self.finish_install(end));
         Box::pin(async move { install.await.unwrap_or_else(|_| Err(Failure::stopping(group))) })
     }
 }

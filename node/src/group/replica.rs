@@ -16,6 +16,7 @@ use crate::group::snapshot::{Records, SnapshotHandle};
 use crate::ids::GroupId;
 use crate::keyspace::{self, Family, GroupKind, MetaKey};
 use crate::machine::{Changes, Machine, Outcome};
+use crate::planted::{self, Fault};
 use crate::storage_v1 as pb;
 use crate::tree::ApplyContext;
 use bytes::Bytes;
@@ -23,7 +24,6 @@ use openraft::EntryPayload;
 use parking_lot::RwLock;
 use std::io;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::time::{Duration, Instant};
 
 /// How many changed nodes are taken under the lock at once.
 const DRAINED_AT_ONCE: usize = 1024;
@@ -58,10 +58,7 @@ pub struct Replica {
     applied_index: AtomicU64,
     unsaved_bytes: AtomicU64,
     metrics: GroupMetrics,
-    opened_at: Instant,
     clock: GroupClock,
-    /// Ms from `opened_at` to the last word of a leader; u64::MAX before the first.
-    leader_heard_ms: AtomicU64,
 }
 
 impl State {
@@ -94,8 +91,7 @@ impl Replica {
         let machine = load_machine(&engine, id, epoch)?;
         engine.submit(Write { ops: other_epochs(id, epoch), done: None });
         let checkpointed = Checkpointed { log_id: applied, membership: membership.clone() };
-        let opened_at = clock::now();
-        let clock = GroupClock::new(machine.tree.counters().clock_ms, opened_at);
+        let clock = GroupClock::new(machine.tree.counters().clock_ms, clock::now());
         let state = State { machine, applied, membership, epoch, checkpointed };
         Ok(Replica {
             id,
@@ -106,9 +102,7 @@ impl Replica {
             next_epoch: AtomicU64::new(epoch + 1),
             unsaved_bytes: AtomicU64::new(0),
             metrics,
-            opened_at,
             clock,
-            leader_heard_ms: AtomicU64::new(u64::MAX),
         })
     }
 
@@ -142,19 +136,6 @@ impl Replica {
         self.clock.at(clock::now())
     }
 
-    /// A leader spoke to this replica.
-    pub fn note_leader(&self) {
-        self.leader_heard_ms.store(self.opened_at.elapsed().as_millis() as u64, Ordering::Relaxed);
-    }
-
-    /// Time since a leader spoke to this replica.
-    pub fn since_leader_heard(&self) -> Duration {
-        match self.leader_heard_ms.load(Ordering::Relaxed) {
-            u64::MAX => Duration::MAX,
-            heard => self.opened_at.elapsed().saturating_sub(Duration::from_millis(heard)),
-        }
-    }
-
     /// Last applied log id and membership, for openraft.
     pub fn applied_state(&self) -> (Option<LogId>, StoredMembership) {
         let state = self.state.read();
@@ -167,7 +148,8 @@ impl Replica {
         let mut outcome = Outcome::default();
         let mut state = self.state.write();
         match &entry.payload {
-            EntryPayload::Blank => {}
+            // It changes nothing, but until a checkpoint holds its log id the group cannot be parked.
+            EntryPayload::Blank => _ = self.unsaved_bytes.fetch_add(64, Ordering::Relaxed),
             EntryPayload::Normal(commands) => {
                 outcome.results.reserve(commands.count as usize);
                 self.clock.observe(commands.clock_ms, clock::now());
@@ -221,7 +203,13 @@ impl Replica {
         };
         let applied = applied_record(pending.epoch, pending.applied, &pending.membership);
         // Encodes outside of the lock what was taken under it.
-        let ops = checkpoint::checkpoint_ops(self.id, changes.changed(), changes.removed(), &applied);
+        let mut ops = checkpoint::checkpoint_ops(self.id, changes.changed(), changes.removed(), &applied);
+        if planted::has(Fault::CheckpointSkipped) {
+            ops.clear();
+        }
+        if planted::has(Fault::ProgressSkipped) {
+            ops.pop();
+        }
         self.engine.write(ops).await?;
         self.metrics.checkpoints.inc();
         self.state.write().checkpointed =

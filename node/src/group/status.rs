@@ -64,7 +64,7 @@ impl Group {
             peers: self.peers(&metrics),
             confirmed: false,
             parked: self.is_parked(),
-            last_contact_ms: millis(self.0.reads.lag()),
+            last_contact_ms: self.0.contact.silence().map_or(u64::MAX, millis),
             ready: self.is_ready(),
             failure: metrics.running_state.as_ref().err().map(ToString::to_string).unwrap_or_default(),
         }

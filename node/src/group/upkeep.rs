@@ -7,7 +7,7 @@ use parking_lot::Mutex;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Instant;
 
-/// Entries kept behind the checkpoint, for followers that are a little behind.
+/// Entries kept behind the checkpoint at least, for members that are a little behind.
 const ENTRIES_KEPT: u64 = 64;
 
 /// What was done last.
@@ -38,12 +38,12 @@ impl Upkeep {
 
 impl Group {
     /// Begins a checkpoint when it is due and purges the log behind the last one.
-    pub(super) fn upkeep(&self, now: Instant) {
+    pub(super) fn upkeep(&self, now: Instant, log_tail_bytes: u64) {
         if !self.0.upkeep.is_recovered() {
             self.note_recovery();
         }
         self.begin_checkpoint_if_due(now);
-        self.purge_behind_checkpoint();
+        self.purge_behind_checkpoint(log_tail_bytes);
     }
 
     fn note_recovery(&self) {
@@ -72,9 +72,12 @@ impl Group {
         }
     }
 
-    fn purge_behind_checkpoint(&self) {
+    /// Followers keep a tail as well: whoever leads next can serve a member that lags a little from
+    /// its log.
+    fn purge_behind_checkpoint(&self, log_tail_bytes: u64) {
         let Some(checkpointed) = self.0.replica.checkpointed() else { return };
         let upto = checkpointed.index().saturating_sub(ENTRIES_KEPT).min(self.needed_by_followers());
+        let upto = self.0.log.purgeable(upto, log_tail_bytes.min(self.0.options.log_bytes_max));
         let mut purged = self.0.upkeep.purged.lock();
         if upto <= *purged {
             return;

@@ -185,6 +185,7 @@ impl Service {
             inflight_bytes_max: saturated(options.inflight_bytes_max),
             streams_per_connection_max: options.streams_per_connection_max,
             request_timeout_ms: saturated(options.request_timeout.as_millis() as usize),
+            answer_bytes_max: saturated(limits::ANSWER_BYTES_MAX),
             sessions_max: limits::SESSIONS_MAX as u32,
             session_answers_max: limits::SESSION_ANSWERS_MAX as u32,
             session_bytes_max: limits::SESSION_BYTES_MAX as u32,

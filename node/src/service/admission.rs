@@ -10,6 +10,7 @@ use dtkv_client::limits::{
     BATCH_BYTES_MAX, BATCH_ITEMS_MAX, FRAME_OPS_MAX, check_key, check_key_or_root, check_value,
 };
 use dtkv_client::packed::scope::Scope;
+use dtkv_client::packed::txn::Txn;
 use dtkv_client::packed::{self, Kind, Malformed, Op};
 use dtkv_client::v1::Code;
 use std::sync::Arc;
@@ -251,6 +252,19 @@ fn check_batch(op: &Op<'_>) -> Result<Option<Vec<u8>>, String> {
     Ok(all_refused.then(|| batch_result(Code::Success, &codes)))
 }
 
+/// Whether any of these operations, all of them well formed, makes the tree grow.
+pub fn grows(ops: &[u8]) -> bool {
+    packed::ops(ops).flatten().any(|op| match op.kind {
+        Kind::Put | Kind::Mkdir | Kind::TryLock => true,
+        Kind::CompareAndSet => op.has_new_value,
+        Kind::Batch => grows(op.value),
+        Kind::Txn => Txn::read(op.value).is_ok_and(|txn| grows(txn.then_ops) || grows(txn.else_ops)),
+        Kind::Remove | Kind::Get | Kind::Scope | Kind::Expire => false,
+        Kind::UpdateTtl | Kind::UpdateLease | Kind::KeepAlive => false,
+        Kind::Unlock | Kind::DropOwner => false,
+    })
+}
+
 /// Checks the number of items of a batch, and the bytes of their keys and values.
 ///
 /// # Errors
@@ -468,6 +482,59 @@ mod tests {
         for (op, expected) in cases {
             let message = refusal(&pack(&[op]), 1, Access::of(op.kind == Kind::Get));
             assert!(message.contains(expected), "{message:?} lacks {expected:?}");
+        }
+    }
+
+    /// Every flag of the layout, alone, with every kind: either it is the kind's own, or the whole
+    /// request is refused and the message names kind and flag.
+    #[test]
+    fn no_flag_is_passed_over_in_silence() {
+        let kinds = [Kind::Put, Kind::Remove, Kind::Mkdir, Kind::CompareAndSet, Kind::Batch, Kind::Get];
+        let flags = ["session", "ttl", "expectation", "expectation", "expectation", "create_parents"];
+        let flags = flags.into_iter().chain(["recursive", "guard"]);
+        for (bit, name) in flags.enumerate() {
+            for kind in kinds {
+                let takes = match name {
+                    "session" | "guard" => kind != Kind::Get,
+                    "ttl" | "create_parents" => matches!(kind, Kind::Put | Kind::Mkdir),
+                    "expectation" => kind == Kind::CompareAndSet,
+                    _ => kind == Kind::Remove,
+                };
+                let key: &[u8] = if kind == Kind::Batch { b"" } else { b"k" };
+                let mut bytes = pack(&[Op::new(kind, key, b"")]);
+                bytes[1] = 1 << bit;
+                // What the flag announces, all of it zero: client and sequence, ttl, index, an empty
+                // expectation, a token and an empty lock.
+                bytes.extend(vec![0; [24, 8, 8, 4, 0, 0, 0, 10][bit]]);
+                let refused = check(&bytes, 1, Access::of(kind == Kind::Get)).err();
+                let names_it = refused.as_ref().is_some_and(|failure| {
+                    failure.message.contains(&format!("{kind:?} does not take"))
+                        && failure.message.contains(name)
+                });
+                assert_eq!(names_it, !takes, "{kind:?} with {name}: {refused:?}");
+            }
+        }
+    }
+
+    #[test]
+    fn only_what_adds_to_the_tree_grows() {
+        let puts = pack(&[Op::new(Kind::Put, b"k", b"v")]);
+        let removes = pack(&[Op::new(Kind::Remove, b"k", b"")]);
+        let cas = Op { expect: Some(b"e"), ..Op::new(Kind::CompareAndSet, b"k", b"") };
+        let cases = [
+            (Op::new(Kind::Put, b"k", b"v"), true),
+            (Op::new(Kind::Mkdir, b"k", b""), true),
+            (Op { has_new_value: true, value: b"v", ..cas }, true),
+            (cas, false),
+            (Op::new(Kind::Batch, b"", &puts), true),
+            (Op::new(Kind::Batch, b"", &removes), false),
+            (Op { recursive: true, ..Op::new(Kind::Remove, b"k", b"") }, false),
+            (Op::new(Kind::Get, b"k", b""), false),
+        ];
+        for (op, expected) in cases {
+            assert_eq!(grows(&pack(&[op])), expected, "{:?}", op.kind);
+            let beside = pack(&[Op::new(Kind::Remove, b"a", b""), op]);
+            assert_eq!(grows(&beside), expected, "a remove and {:?}", op.kind);
         }
     }
 

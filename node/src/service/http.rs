@@ -57,7 +57,9 @@ impl Http {
     fn view(&self) -> Page {
         let store = &self.service.0.store;
         let nodes = store.list_nodes().nodes;
-        Page::new(&store.identity(), &nodes, &statuses(store), self.service.is_ready(), self.notices.clone())
+        let mut notices = self.notices.clone();
+        notices.extend(store.check_space().err().map(|failure| failure.message));
+        Page::new(&store.identity(), &nodes, &statuses(store), self.service.is_ready(), notices)
     }
 }
 
@@ -86,7 +88,10 @@ async fn metrics(State(http): Shared) -> impl IntoResponse {
 
 async fn ready(State(http): Shared) -> impl IntoResponse {
     if http.service.is_ready() {
-        return (StatusCode::OK, "ready\n".to_owned());
+        // A node whose disk is nearly full serves reads and removes: nobody must turn away from it.
+        let space = http.service.0.store.check_space().err();
+        let warning = space.map_or_else(String::new, |failure| format!("warning: {}\n", failure.message));
+        return (StatusCode::OK, format!("ready\n{warning}"));
     }
     let waiting = statuses(&http.service.0.store).into_iter().filter(|status| !status.ready);
     let waiting: Vec<String> = waiting.map(|status| format!("g{}", status.group_id)).take(20).collect();

@@ -1,5 +1,6 @@
 //! What the service counts. Labels are methods and reasons: both sets are fixed.
 
+use crate::accept::AcceptMetrics;
 use crate::clock;
 use crate::failure::Failure;
 use crate::service::admission::Access;
@@ -23,9 +24,8 @@ pub struct ServiceMetrics {
     frames: [FrameMetrics; 2],
     frames_refused: IntCounterVec,
     streams: IntGauge,
-    connections: IntGauge,
-    /// Connections closed at once because there were too many.
-    pub connections_refused: IntCounter,
+    /// Connections of clients.
+    pub accept: AcceptMetrics,
     /// Bytes of requests and answers in flight; set when somebody looks.
     pub inflight_bytes: IntGauge,
 }
@@ -106,11 +106,13 @@ impl ServiceMetrics {
                 &["reason"],
             ),
             streams: gauge("dtkv_service_streams", "Open streams of frames."),
-            connections: gauge("dtkv_service_connections", "Open client connections."),
-            connections_refused: counter(
-                "dtkv_service_connections_refused_total",
-                "Client connections closed at once because there were too many.",
-            ),
+            accept: AcceptMetrics {
+                open: gauge("dtkv_service_connections", "Open client connections."),
+                refused: counter(
+                    "dtkv_service_connections_refused_total",
+                    "Client connections closed because there were too many, or their handshake took too long.",
+                ),
+            },
             inflight_bytes: gauge("dtkv_service_inflight_bytes", "Bytes of requests and answers in flight."),
         };
         register(registry, Box::new(frames));
@@ -126,8 +128,8 @@ impl ServiceMetrics {
             Box::new(self.request_seconds.clone()),
             Box::new(self.frames_refused.clone()),
             Box::new(self.streams.clone()),
-            Box::new(self.connections.clone()),
-            Box::new(self.connections_refused.clone()),
+            Box::new(self.accept.open.clone()),
+            Box::new(self.accept.refused.clone()),
             Box::new(self.inflight_bytes.clone()),
         ];
         for collector in all {
@@ -155,16 +157,6 @@ impl ServiceMetrics {
     /// A stream is open until this is dropped.
     pub fn stream(&self) -> Gauged {
         Gauged::new(&self.streams)
-    }
-
-    /// How many connections are open.
-    pub fn open_connections(&self) -> i64 {
-        self.connections.get()
-    }
-
-    /// A connection is open until this is dropped.
-    pub fn connection(&self) -> Gauged {
-        Gauged::new(&self.connections)
     }
 }
 

@@ -51,7 +51,8 @@ struct GroupRow {
     lag_entries: u64,
     /// On the leader: entries that the member furthest behind lacks.
     slowest_member_lag_entries: Option<u64>,
-    last_contact_ms: u64,
+    /// None when there never was any.
+    last_contact_ms: Option<u64>,
     log_bytes: u64,
     tree_bytes: u64,
     tree_nodes: u64,
@@ -170,7 +171,7 @@ fn group_row(status: &GroupStatus) -> GroupRow {
         applied_index: status.applied_index,
         lag_entries: status.commit_index.saturating_sub(status.applied_index),
         slowest_member_lag_entries: (role == "leader").then(|| group_metrics::lag(status)),
-        last_contact_ms: status.last_contact_ms,
+        last_contact_ms: Some(status.last_contact_ms).filter(|ms| *ms != u64::MAX),
         log_bytes: status.log_bytes,
         tree_bytes: status.tree_bytes,
         tree_nodes: status.tree_nodes,

@@ -205,6 +205,7 @@ impl Store {
                 self.node_id()
             )));
         }
+        self.check_space()?;
         if let Some(tombstone) = records::replica_tombstone(&self.0.engine, id).map_err(io_failure)? {
             check_tombstone(&tombstone, descriptor, config_index)?;
         }

@@ -1,5 +1,6 @@
 //! What the transport counts.
 
+use crate::accept::AcceptMetrics;
 use crate::ids::NodeId;
 use crate::peer_v1::Lane;
 use prometheus::core::Collector;
@@ -16,6 +17,7 @@ pub struct TransportMetrics {
     pub(super) snapshot_received_bytes: IntCounter,
     pub(super) snapshots_refused: IntCounter,
     refused_hellos: IntCounterVec,
+    pub(super) accept: AcceptMetrics,
 }
 
 /// Metrics of one lane, over all peers.
@@ -87,6 +89,21 @@ impl TransportMetrics {
             snapshot_sent_bytes: snapshot.with_label_values(&["sent"]),
             snapshot_received_bytes: snapshot.with_label_values(&["received"]),
             snapshots_refused: register(registry, refused),
+            accept: AcceptMetrics {
+                open: register(
+                    registry,
+                    IntGauge::new("dtkv_transport_connections", "Open connections of peers.")
+                        .expect("valid metric"),
+                ),
+                refused: register(
+                    registry,
+                    IntCounter::new(
+                        "dtkv_transport_connections_refused_total",
+                        "Connections to the peer port closed because there were too many, or their handshake took too long.",
+                    )
+                    .expect("valid metric"),
+                ),
+            },
             refused_hellos: counters("dtkv_transport_refused_hellos_total", "Peers refused.", &["reason"]),
         }
     }

@@ -9,15 +9,11 @@ use crate::peer_v1::message::Body;
 use crate::peer_v1::peer_server::{Peer, PeerServer as Generated};
 use prost::Message;
 use std::sync::Arc;
-use std::time::Duration;
 use tokio_util::sync::CancellationToken;
 use tonic::{Request, Response, Status, Streaming};
 
 /// The tonic service of the peer port.
 pub type PeerServer = Generated<PeerService>;
-
-/// How long a new stream may take to introduce itself.
-const HELLO_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Implements the peer protocol.
 #[derive(Clone, Debug)]
@@ -25,7 +21,7 @@ pub struct PeerService(pub(super) Arc<Shared>);
 
 /// Sends answers back on the stream that a message came from. Cheap to clone.
 #[derive(Clone, Debug)]
-pub struct ReplySender(Arc<Connection>);
+pub struct ReplySender(Arc<Connection>, #[cfg(test)] Option<Tap>);
 
 #[derive(Debug)]
 struct Connection {
@@ -50,9 +46,38 @@ impl ReplySender {
     /// Sends an answer; silently nothing when the stream is gone. A peer that asks and does not
     /// read the answers is cut off.
     pub fn send(&self, message: pb::Message) {
+        #[cfg(test)]
+        if let Some(tap) = &self.1 {
+            return (tap.0)(message);
+        }
         if self.0.outbound.push(message).is_err() {
             self.0.cut.cancel();
         }
+    }
+}
+
+/// Stands between an answer and its stream, for a simulated network.
+#[cfg(test)]
+#[derive(Clone)]
+struct Tap(Arc<dyn Fn(pb::Message) + Send + Sync>);
+
+#[cfg(test)]
+impl std::fmt::Debug for Tap {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Tap")
+    }
+}
+
+#[cfg(test)]
+impl ReplySender {
+    /// The same stream, with all answers going to `take` instead.
+    pub fn tapped(&self, take: impl Fn(pb::Message) + Send + Sync + 'static) -> ReplySender {
+        ReplySender(self.0.clone(), Some(Tap(Arc::new(take))))
+    }
+
+    /// Breaks the stream, as a network does that loses something of it.
+    pub fn cut(&self) {
+        self.0.cut.cancel();
     }
 }
 
@@ -62,7 +87,7 @@ impl Peer for PeerService {
 
     async fn exchange(&self, request: Request<Streaming<pb::Batch>>) -> Result<Response<Replies>, Status> {
         let mut stream = request.into_inner();
-        let said = tokio::time::timeout(HELLO_TIMEOUT, stream.message())
+        let said = tokio::time::timeout(self.0.options.accept.handshake_timeout, stream.message())
             .await
             .map_err(|_| Status::deadline_exceeded("a stream opens with a hello"))??;
         let Some(pb::Batch { hello: Some(theirs), .. }) = said else {
@@ -143,7 +168,11 @@ fn deliver(shared: &Shared, connection: &Arc<Connection>, messages: Vec<pb::Mess
     let bytes = messages.iter().map(Message::encoded_len).sum();
     shared.metrics.lane(connection.lane).received.batch(messages.len(), bytes);
     shared.heard(connection.from);
-    let reply = ReplySender(connection.clone());
+    let reply = ReplySender(
+        connection.clone(),
+        #[cfg(test)]
+        None,
+    );
     let inbound = shared.inbound();
     for message in messages {
         match (&message.body, &inbound) {

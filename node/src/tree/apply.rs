@@ -4,6 +4,7 @@
 //! Flags that an operation does not know are ignored, except a TTL, which is refused with
 //! `CLIENT_REQ_ERROR`.
 
+use super::ahead::Ahead;
 use super::lock::Grant;
 use super::node::{Body, NewNode, Node};
 use super::place::Place;
@@ -67,7 +68,9 @@ impl Tree {
     /// operations in front of the bad one stay applied, on every replica alike, and have results.
     pub fn apply(&mut self, at: ApplyContext, ops: &[u8], results: &mut Vec<u8>) -> Result<(), Malformed> {
         let at = self.begin_entry(at);
+        let mut ahead = Ahead::new(ops);
         for op in packed::ops(ops) {
+            ahead.step(self);
             self.apply_op(at, &op?, results);
         }
         Ok(())

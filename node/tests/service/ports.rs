@@ -3,6 +3,8 @@
 use crate::harness::{GROUP, Running, failure};
 use dtkv_client::v1;
 use dtkv_client::v1::failure::Reason;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use tonic_health::pb::HealthCheckRequest;
 use tonic_health::pb::health_check_response::ServingStatus;
 use tonic_health::pb::health_client::HealthClient;
@@ -114,5 +116,24 @@ async fn connections_beyond_the_limit_are_closed_and_counted() {
     second.identity(v1::IdentityRequest {}).await.expect_err("there is no place for a second one");
     assert!(node.metric("dtkv_service_connections_refused_total").await >= 1.0);
     first.identity(v1::IdentityRequest {}).await.expect("the first still works");
+    node.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_connects_and_says_nothing_is_closed_and_counted() {
+    let node = Running::start_empty(|config| {
+        config.limits.handshake_timeout_ms = 200;
+        config.peers.handshake_timeout_ms = 200;
+    })
+    .await;
+    let ports = [
+        (node.config.listen.client, "dtkv_service_connections_refused_total"),
+        (node.config.listen.peer, "dtkv_transport_connections_refused_total"),
+    ];
+    for (port, metric) in ports {
+        let mut silent = TcpStream::connect(port).await.expect("connected");
+        assert_eq!(silent.read(&mut [0]).await.expect("closed in order"), 0, "{metric}");
+        node.metric_becomes(metric, 1.0).await;
+    }
     node.stop().await;
 }

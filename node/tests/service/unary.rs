@@ -176,3 +176,38 @@ async fn a_value_over_the_limit_is_answered_with_its_code() {
     assert_eq!((answer.code(), answer.index), (Code::ValueTooLong, 0));
     node.stop().await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_too_large_is_refused_and_asked_for_in_parts_by_the_client() {
+    let node = Running::start().await;
+    let client = dtkv_client::Client::connect([node.config.client_address()]).await.expect("a client");
+    let group = client.group(GROUP);
+    let value = vec![b'v'; dtkv_client::limits::VALUE_BYTES_MAX];
+    let keys: Vec<String> = (0..20).map(|i| format!("k{i}")).collect();
+    for key in &keys {
+        group.put(key, value.clone()).await.expect("written");
+    }
+    let request = v1::BatchGetRequest {
+        group_id: GROUP,
+        keys: keys.iter().map(|key| Bytes::from(key.clone())).collect(),
+        consistency: 0,
+    };
+    let status = node.kv().await.batch_get(request.clone()).await.expect_err("20 MiB are too much");
+    let refused = failure(&status);
+    assert_eq!((refused.reason(), refused.outcome_unknown), (Reason::InvalidArgument, false));
+    assert!(refused.message.contains("the limit is 16777216; ask for fewer keys"), "{refused:?}");
+    let fewer = v1::BatchGetRequest { keys: request.keys[..15].to_vec(), ..request };
+    let answer = node.kv().await.batch_get(fewer).await.expect("15 MiB fit").into_inner();
+    assert_eq!(answer.items.len(), 15);
+    // Calls of their own, which the client packs into one frame.
+    let gets = keys.iter().map(|key| group.get(key));
+    for got in futures::future::join_all(gets).await {
+        assert_eq!(
+            got.expect("an answer").expect("a node").value.map(|found| found.len()),
+            Some(value.len())
+        );
+    }
+    let limits = node.admin().await.limits(v1::LimitsRequest {}).await.expect("an answer").into_inner();
+    assert_eq!(limits.answer_bytes_max, 16 << 20);
+    node.stop().await;
+}

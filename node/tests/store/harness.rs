@@ -45,6 +45,23 @@ impl Options {
             checkpoint_log_bytes: 64 << 10,
             checkpoint_interval: Duration::from_millis(100),
             log_bytes_max: 128 << 10,
+            log_tail_bytes: 32 << 10,
+            ..Options::default().0
+        };
+        Options(group)
+    }
+
+    /// Checkpoints often and keeps log behind the checkpoints.
+    pub fn keeps_a_tail() -> Options {
+        let group = GroupOptions { checkpoint_interval: Duration::from_millis(100), ..Options::default().0 };
+        Options(group)
+    }
+
+    /// Elects only where somebody asks for it.
+    pub fn no_elections() -> Options {
+        let group = GroupOptions {
+            election_timeout_min_ms: 30_000,
+            election_timeout_max_ms: 60_000,
             ..Options::default().0
         };
         Options(group)
@@ -62,6 +79,7 @@ impl Options {
 }
 
 struct Node {
+    metrics: GroupMetrics,
     store: Store,
     engine: Engine,
     transport: Transport,
@@ -74,6 +92,7 @@ pub struct Cluster {
     dirs: BTreeMap<u64, TempDir>,
     ports: BTreeMap<u64, u16>,
     nodes: BTreeMap<u64, Node>,
+    deaf: Vec<(Transport, tokio::task::JoinHandle<()>)>,
 }
 
 /// Waits until a condition holds, for a while.
@@ -85,11 +104,36 @@ pub async fn eventually<F: Future<Output = bool>>(what: &str, mut condition: imp
     }
 }
 
+fn transport(
+    identity: &identity::NodeIdentity,
+    address: &v1::NodeAddress,
+    engine: &Engine,
+    registry: &prometheus::Registry,
+) -> Transport {
+    Transport::new(
+        Identity {
+            cluster_id: identity.cluster_id.clone(),
+            node: identity.node_id,
+            incarnation: identity.incarnation.clone(),
+            peer_address: address.peer_address.clone(),
+            client_address: address.client_address.clone(),
+        },
+        TransportOptions { ping_interval: Duration::from_millis(100), ..TransportOptions::default() },
+        AddressBook::new(records::addresses(engine).unwrap()),
+        TransportMetrics::register(registry),
+    )
+}
+
 impl Cluster {
     /// Starts nodes 1 to `count` as members of cluster "c".
     pub async fn start(count: u64, options: Options) -> Cluster {
-        let mut cluster =
-            Cluster { options, dirs: BTreeMap::new(), ports: BTreeMap::new(), nodes: BTreeMap::new() };
+        let mut cluster = Cluster {
+            options,
+            dirs: BTreeMap::new(),
+            ports: BTreeMap::new(),
+            nodes: BTreeMap::new(),
+            deaf: Vec::new(),
+        };
         let mut listeners = BTreeMap::new();
         for id in 1..=count {
             let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
@@ -112,18 +156,7 @@ impl Cluster {
         let engine = Engine::open(EngineOptions::new(path), EngineMetrics::register(&registry)).unwrap();
         let identity = identity::load(&engine, NodeId(id)).await.unwrap();
         let address = self.address(id);
-        let transport = Transport::new(
-            Identity {
-                cluster_id: identity.cluster_id.clone(),
-                node: identity.node_id,
-                incarnation: identity.incarnation.clone(),
-                peer_address: address.peer_address.clone(),
-                client_address: address.client_address.clone(),
-            },
-            TransportOptions { ping_interval: Duration::from_millis(100), ..TransportOptions::default() },
-            AddressBook::new(records::addresses(&engine).unwrap()),
-            TransportMetrics::register(&registry),
-        );
+        let transport = transport(&identity, &address, &engine, &registry);
         let options = StoreOptions {
             group: self.options.0.clone(),
             tick_interval: Duration::from_millis(20),
@@ -131,10 +164,11 @@ impl Cluster {
             address,
         };
         let metrics = GroupMetrics::register(&registry).unwrap();
-        let store = Store::open(options, identity, engine.clone(), transport.clone(), metrics).await.unwrap();
+        let store =
+            Store::open(options, identity, engine.clone(), transport.clone(), metrics.clone()).await.unwrap();
         let serving = transport.clone();
         let server = tokio::spawn(async move { serving.serve(listener).await.unwrap() });
-        self.nodes.insert(id, Node { store, engine, transport, server });
+        self.nodes.insert(id, Node { metrics, store, engine, transport, server });
     }
 
     /// Ends a node without handing anything over.
@@ -157,6 +191,24 @@ impl Cluster {
         self.start_node(id, listener).await;
     }
 
+    /// Starts only the streams of a killed node: it is connected, and no replica answers.
+    pub async fn revive_deaf(&mut self, id: u64) {
+        let listener = TcpListener::bind(("127.0.0.1", self.ports[&id])).await.unwrap();
+        let registry = prometheus::Registry::new();
+        let path = self.dirs[&id].path().to_owned();
+        let engine = Engine::open(EngineOptions::new(path), EngineMetrics::register(&registry)).unwrap();
+        let identity = identity::load(&engine, NodeId(id)).await.unwrap();
+        let transport = transport(&identity, &self.address(id), &engine, &registry);
+        let serving = transport.clone();
+        let server = tokio::spawn(async move { serving.serve(listener).await.unwrap() });
+        self.deaf.push((transport, server));
+    }
+
+    /// The streams of a node.
+    pub fn transport(&self, id: u64) -> &Transport {
+        &self.nodes[&id].transport
+    }
+
     /// Both.
     pub async fn restart(&mut self, id: u64) {
         self.kill(id).await;
@@ -165,6 +217,10 @@ impl Cluster {
 
     /// Ends everything.
     pub async fn stop(mut self) {
+        for (transport, server) in std::mem::take(&mut self.deaf) {
+            transport.shutdown().await;
+            server.abort();
+        }
         for id in self.nodes.keys().copied().collect::<Vec<_>>() {
             self.kill(id).await;
         }
@@ -218,6 +274,11 @@ impl Cluster {
     /// What a replica says of itself.
     pub fn status(&self, node: u64, group: u32) -> v1::GroupStatus {
         self.store(node).group(GroupId(group)).unwrap().status_now()
+    }
+
+    /// How many snapshots a node has received and installed.
+    pub fn snapshots_installed(&self, node: u64) -> u64 {
+        self.nodes[&node].metrics.snapshots_installed.get()
     }
 
     async fn write(&self, node: u64, group: u32, op: Op<'_>) -> Result<Answer, Failure> {

@@ -237,3 +237,19 @@ async fn a_record_under_another_key_is_refused() {
     let error = LogStore::open(engine, GROUP).err().unwrap();
     assert!(error.to_string().contains("holds entry 4"), "{error}");
 }
+
+#[tokio::test]
+async fn a_tail_of_bytes_stays_behind_the_index_that_may_go() {
+    let dir = tempfile::tempdir().unwrap();
+    let mut store = LogStore::open_with(engine(dir.path()), GROUP, 4_000).unwrap();
+    append(&mut store, (1..=10).map(|index| entry(1, index, 1000))).await;
+    settle(&store).await;
+    let (all, each) = (store.log_bytes(), store.log_bytes() / 10);
+    assert_eq!(store.purgeable(8, 0), 8, "nothing has to stay");
+    assert_eq!(store.purgeable(8, all), 0, "everything has to stay");
+    assert_eq!(store.purgeable(8, 3 * each), 7);
+    assert_eq!(store.purgeable(4, 3 * each), 4);
+    store.purge(log_id(1, 7)).await.unwrap();
+    assert_eq!(store.purgeable(9, 3 * each), 7, "it is gone already");
+    assert_eq!(store.purgeable(9, 0), 9);
+}

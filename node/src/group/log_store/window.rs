@@ -112,6 +112,20 @@ impl Window {
         self.truncations += 1;
     }
 
+    /// The last index, `upto` at most, up to which the log can go so that the newest `keep_bytes`
+    /// stay. Looks only at what can go, and at one entry more.
+    pub(super) fn purgeable(&self, upto: u64, keep_bytes: u64) -> u64 {
+        let sizes = self.evicted.iter().map(|gone| gone.bytes).chain(self.entries.iter().map(|(_, b)| *b));
+        let mut left = self.bytes();
+        let goes = |bytes: &usize| {
+            left = left.saturating_sub(*bytes as u64);
+            left >= keep_bytes
+        };
+        let held_to = (upto + 1).saturating_sub(self.first) as usize;
+        let count = sizes.take(held_to).take_while(goes).count() as u64;
+        (self.first + count).saturating_sub(1)
+    }
+
     /// Forgets everything up to this entry.
     pub(super) fn purge(&mut self, upto: LogId) {
         let count = (upto.index() + 1).saturating_sub(self.first_index()) as usize;
