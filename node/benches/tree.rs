@@ -1,7 +1,9 @@
-//! CPU time of the tree's operations, one thread, decoding included:
+//! CPU time of the tree's operations, and of what a scope adds to them, one thread, decoding included:
 //! `cargo bench --profile release -p dtkv-node --bench tree`.
 
-use dtkv_client::packed::{Kind, Op};
+use dtkv_client::packed::scope::Scope;
+use dtkv_client::packed::{self, Kind, Op};
+use dtkv_node::machine::{Machine, Outcome};
 use dtkv_node::tree::{ApplyContext, ListQuery, Tree};
 
 #[global_allocator]
@@ -121,9 +123,59 @@ fn list_all(tree: &Tree) {
     }
 }
 
+const CLIENTS: u64 = 32;
+
+/// The same entries in frames of so many operations, each behind a scope of one of many clients that
+/// wait for the answer to every frame.
+fn scoped(entries: &[Vec<u8>], ops_per_frame: usize) -> Vec<Vec<u8>> {
+    let mut frames = 0;
+    let pack = |entry: &Vec<u8>| {
+        let ops: Vec<Op<'_>> = packed::ops(entry).flatten().collect();
+        let mut bytes = Vec::new();
+        for frame in ops.chunks(ops_per_frame) {
+            let (client, sequence) = (frames % CLIENTS, frames / CLIENTS + 1);
+            frames += 1;
+            let mut client_id = [0; 16];
+            client_id[..8].copy_from_slice(&client.wrapping_mul(0x9E37_79B9_7F4A_7C15).to_le_bytes());
+            let operations = frame.len() as u16;
+            Scope { client_id, sequence, acknowledged_below: sequence, operations, is_retry: false }
+                .pack(&mut bytes);
+            frame.iter().for_each(|op| op.pack(&mut bytes));
+        }
+        bytes
+    };
+    entries.iter().map(pack).collect()
+}
+
+fn bench_scopes(keys: usize) {
+    println!("{keys} keys of {VALUE_BYTES} bytes, {CLIENTS} clients, entries of {OPS_PER_ENTRY} updates");
+    let plain = entries(Kind::Put, keys, 1);
+    let mut mkdir = Vec::new();
+    Op::new(Kind::Mkdir, b"bench0000", &[]).pack(&mut mkdir);
+    let (one, whole) = (scoped(&plain, 1), scoped(&plain, OPS_PER_ENTRY));
+    let cases = [("no scope", &plain), ("a scope for each entry", &whole), ("a scope for each update", &one)];
+    for round in 0..2 {
+        for (what, entries) in cases {
+            let (mut machine, mut index) = (Machine::default(), 1);
+            let mut apply = |ops: &[u8]| {
+                index += 1;
+                let mut outcome = Outcome::default();
+                let at = ApplyContext { index, time_ms: index, clock_ms: index };
+                assert_eq!(machine.apply(at, ops, &mut outcome), Ok(()));
+                assert!(outcome.repeats.is_empty());
+                std::hint::black_box(machine.tree.take_events());
+            };
+            apply(&mkdir);
+            plain.iter().for_each(|ops| apply(ops));
+            measure(&format!("{what}, round {round}"), keys, || entries.iter().for_each(|ops| apply(ops)));
+        }
+    }
+}
+
 fn main() {
     // The large ones first: fresh memory from the kernel would be most of what the small one costs.
     bench(1_000_000, 1_000);
     bench(1_000_000, 1);
     bench(10_000, 1);
+    bench_scopes(200_000);
 }

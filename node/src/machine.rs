@@ -50,26 +50,25 @@ pub struct Changes {
     machine: Vec<u8>,
 }
 
+/// Key of a record, as `keyspace` has it behind the epoch.
+pub type Key = Arc<[u8]>;
+/// A key and what stands there.
+pub type Record = (Key, Bytes);
+
 impl Changes {
-    /// Keys, as `keyspace` has them behind the epoch, with their records.
-    pub fn changed(&self) -> impl Iterator<Item = (Arc<[u8]>, Bytes)> {
-        let nodes = self.nodes.changed.iter().map(|(key, record)| {
+    /// The records to write, and the keys of those to delete.
+    pub fn into_records(self) -> (impl Iterator<Item = Record>, impl Iterator<Item = Key>) {
+        let session_key = |id: &_| Arc::from(keyspace::session_key(id).as_slice());
+        let nodes = self.nodes.changed.into_iter().map(|(key, record)| {
             let mut bytes = Vec::with_capacity(record.encoded_len());
             record.encode(&mut bytes);
-            (Arc::clone(key), Bytes::from(bytes))
+            (key, Bytes::from(bytes))
         });
-        let session = |id: &_| Arc::from(keyspace::session_key(id).as_slice());
-        let sessions = self.sessions.changed.iter();
-        let sessions = sessions.map(move |(id, record)| (session(id), Bytes::copy_from_slice(record)));
-        let machine = (Arc::from(keyspace::MACHINE_KEY.as_slice()), Bytes::copy_from_slice(&self.machine));
-        nodes.chain(sessions).chain([machine])
-    }
-
-    /// Keys whose records are to be deleted.
-    pub fn removed(&self) -> impl Iterator<Item = Arc<[u8]>> {
-        let sessions = self.sessions.removed.iter();
-        let sessions = sessions.map(|id| Arc::from(keyspace::session_key(id).as_slice()));
-        self.nodes.removed.iter().cloned().chain(sessions)
+        let sessions = self.sessions.changed.into_iter();
+        let sessions = sessions.map(move |(id, record)| (session_key(&id), Bytes::from(record)));
+        let machine = (Arc::from(keyspace::MACHINE_KEY.as_slice()), Bytes::from(self.machine));
+        let removed = self.sessions.removed.into_iter().map(move |id| session_key(&id));
+        (nodes.chain(sessions).chain([machine]), self.nodes.removed.into_iter().chain(removed))
     }
 }
 

@@ -13,6 +13,7 @@ use crate::keyspace::{self, Family, GroupKind, MetaKey};
 use crate::peer_v1;
 use crate::planted::{self, Fault};
 use crate::storage_v1 as pb;
+use bytes::Bytes;
 use futures::{Stream, TryStreamExt, stream};
 use openraft::EntryPayload;
 use openraft::entry::RaftEntry;
@@ -221,11 +222,21 @@ fn append_op(group: GroupId, mut entry: Entry) -> (WriteOp, Sized) {
     let record = keyspace::log_record(&entry_to_pb(&entry));
     let bytes = record.len();
     if let EntryPayload::Normal(commands) = &mut entry.payload {
-        // The operations are the tail of the record. Sharing it lets go of the network's buffer,
-        // which may be many times as large.
-        commands.ops = record.slice(bytes - commands.ops.len()..);
+        // Sharing the record lets go of the network's buffer, which may be many times as large.
+        if let Some(ops) = recorded_ops(&record) {
+            commands.ops = ops;
+        }
     }
     (WriteOp::put(Family::Log, keyspace::log_key(group, entry.index()), record), (entry, bytes))
+}
+
+/// The operations in a record, without copying them.
+fn recorded_ops(record: &Bytes) -> Option<Bytes> {
+    let entry: peer_v1::Entry = keyspace::decode_shared_record(record.clone()).ok()?;
+    match entry.payload? {
+        peer_v1::entry::Payload::Commands(commands) => Some(commands.ops),
+        _ => None,
+    }
 }
 
 fn bounds(range: &impl RangeBounds<u64>) -> Range<u64> {

@@ -203,7 +203,8 @@ impl Replica {
         };
         let applied = applied_record(pending.epoch, pending.applied, &pending.membership);
         // Encodes outside of the lock what was taken under it.
-        let mut ops = checkpoint::checkpoint_ops(self.id, changes.changed(), changes.removed(), &applied);
+        let (changed, removed) = changes.into_records();
+        let mut ops = checkpoint::checkpoint_ops(self.id, changed, removed, &applied);
         if planted::has(Fault::CheckpointSkipped) {
             ops.clear();
         }

@@ -106,9 +106,10 @@ fn a_broken_scope_ends_its_entry_alike_everywhere() {
 struct Disk(BTreeMap<Vec<u8>, Bytes>);
 
 impl Disk {
-    fn write(&mut self, changes: &Changes) {
-        changes.changed().for_each(|(key, record)| drop(self.0.insert(key.to_vec(), record)));
-        changes.removed().for_each(|key| drop(self.0.remove(&key[..])));
+    fn write(&mut self, changes: Changes) {
+        let (changed, removed) = changes.into_records();
+        changed.for_each(|(key, record)| drop(self.0.insert(key.to_vec(), record)));
+        removed.for_each(|key| drop(self.0.remove(&key[..])));
     }
 
     fn restore(&self) -> Machine {
@@ -166,7 +167,7 @@ proptest! {
                 let mut changes = Changes::default();
                 machine.freeze_dirty();
                 prop_assert!(machine.drain_frozen(usize::MAX, &mut changes));
-                disk.write(&changes);
+                disk.write(changes);
                 prop_assert_eq!(disk.restore().digest(), machine.digest());
             }
         }
@@ -180,7 +181,7 @@ proptest! {
         while !is_drained {
             is_drained = machine.drain_frozen(piece, &mut changes);
         }
-        disk.write(&changes);
+        disk.write(changes);
         let mut restored = disk.restore();
         prop_assert_eq!(restored.digest(), fixed);
         for (n, entry) in after.iter().enumerate() {

@@ -77,7 +77,7 @@ fn a_log_record_has_golden_bytes() {
     let WriteOp::Put { family: Family::Log, key, value } = op else { panic!("{op:?}") };
     let hex: String = value.iter().map(|b| format!("{b:02x}")).collect();
     assert_eq!(key, keyspace::log_key(GROUP, 300));
-    assert_eq!(hex, "010a05080210ac021a0908b81710031a022c2c");
+    assert_eq!(hex, "010a05080210ac021a0c08b81710031a022c2c20b410");
     assert_eq!(bytes, value.len());
     assert_eq!(entry, super::entry_from_pb(keyspace::decode_record(&value).unwrap()).unwrap());
 }

@@ -63,7 +63,9 @@ fn events_of_what_was_undone_can_be_taken_back() {
 /// Key to value (None: directory) and update index, kept by events alone. The index of a directory
 /// moves without an event.
 #[derive(Default)]
-struct Mirror(BTreeMap<Arc<[u8]>, (Option<Arc<[u8]>>, u64)>);
+struct Mirror(BTreeMap<Arc<[u8]>, Seen>);
+
+type Seen = (Option<Arc<[u8]>>, u64);
 
 impl Mirror {
     fn apply(&mut self, event: Event, index: u64) {
