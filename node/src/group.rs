@@ -222,6 +222,13 @@ impl Group {
         self.0.upkeep.is_recovered() && self.0.contact.is_recent(silence_max)
     }
 
+    /// Whether nobody leads this replica although its members' nodes are there. It must not make its
+    /// node look unfit for all other groups.
+    pub fn is_left_alone(&self) -> bool {
+        let patience = 5 * Duration::from_millis(self.0.options.election_timeout_max_ms);
+        self.0.contact.is_left_alone(patience)
+    }
+
     /// Work that is done every now and then: deadlines, checkpoints, the length of the log, sleep.
     ///
     /// `log_tail_bytes` is this replica's share of the log that the node keeps behind checkpoints.

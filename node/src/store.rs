@@ -164,9 +164,9 @@ impl Store {
         }
     }
 
-    /// Whether every replica serves.
+    /// Whether every replica serves that is led, or could be.
     pub fn is_ready(&self) -> bool {
-        self.0.groups.read().values().all(Group::is_ready)
+        self.0.groups.read().values().all(|group| group.is_ready() || group.is_left_alone())
     }
 
     /// Refuses what makes the data grow while the disk has too little space.

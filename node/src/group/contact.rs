@@ -24,6 +24,7 @@ pub struct Contact {
     raft: openraft::Raft<TypeConfig, StateMachine>,
     transport: Transport,
     parking: Arc<Parking>,
+    began: Instant,
     heard: Mutex<Heard>,
 }
 
@@ -42,7 +43,7 @@ impl Contact {
         transport: Transport,
         parking: Arc<Parking>,
     ) -> Contact {
-        Contact { node_id, raft, transport, parking, heard: Mutex::default() }
+        Contact { node_id, raft, transport, parking, began: clock::now(), heard: Mutex::default() }
     }
 
     /// A leader spoke to this replica.
@@ -74,6 +75,17 @@ impl Contact {
         silence.is_some_and(|silence| silence <= silence_max)
     }
 
+    /// Whether no leader has spoken for `patience` although the nodes of a majority are there. Most
+    /// likely the group went on without this replica, or was destroyed, while its node was away.
+    pub fn is_left_alone(&self, patience: Duration) -> bool {
+        if self.began.elapsed() < patience || self.silence().is_some_and(|silence| silence < patience) {
+            return false;
+        }
+        let metrics = self.raft.metrics();
+        let nodes = self.silence_of_majorities(&metrics.borrow_watched());
+        nodes.is_some_and(|silence| silence < patience)
+    }
+
     fn silence_towards(
         &self,
         metrics: &RaftMetrics<TypeConfig>,
@@ -101,12 +113,14 @@ impl Contact {
     fn silence_of_nodes(&self, metrics: &RaftMetrics<TypeConfig>) -> Option<Duration> {
         match metrics.current_leader? {
             leader if leader != self.node_id => self.transport.last_contact(leader),
-            _ => {
-                let configs = metrics.membership_config.membership().get_joint_config();
-                let silences = configs.iter().map(|voters| self.silence_of_majority(voters));
-                silences.collect::<Option<Vec<_>>>()?.into_iter().max()
-            }
+            _ => self.silence_of_majorities(metrics),
         }
+    }
+
+    fn silence_of_majorities(&self, metrics: &RaftMetrics<TypeConfig>) -> Option<Duration> {
+        let configs = metrics.membership_config.membership().get_joint_config();
+        let silences = configs.iter().map(|voters| self.silence_of_majority(voters));
+        silences.collect::<Option<Vec<_>>>()?.into_iter().max()
     }
 
     /// The shortest time within which a majority of these nodes, this one among them, was heard.
