@@ -63,7 +63,9 @@ fn events_of_what_was_undone_can_be_taken_back() {
 /// Key to value (None: directory) and update index, kept by events alone. The index of a directory
 /// moves without an event.
 #[derive(Default)]
-struct Mirror(BTreeMap<Arc<[u8]>, (Option<Arc<[u8]>>, u64)>);
+struct Mirror(BTreeMap<Arc<[u8]>, Known>);
+
+type Known = (Option<Arc<[u8]>>, u64);
 
 impl Mirror {
     fn apply(&mut self, event: Event, index: u64) {
@@ -96,7 +98,7 @@ proptest! {
         for step in steps {
             let packed = Step::pack(&step, &fixture.tree);
             fixture.index += 1;
-            fixture.tree.apply(context(fixture.index), &packed, &mut Vec::new()).unwrap();
+            fixture.tree.apply(step.context(fixture.index), &packed, &mut Vec::new()).unwrap();
             for event in fixture.tree.take_events() {
                 mirror.apply(event, fixture.index);
             }
