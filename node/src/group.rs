@@ -4,10 +4,11 @@
 //! the tree in `replica`, `read` answers from it, `snapshot` moves it to others, `membership`
 //! changes who takes part, `parking` lets an idle group sleep, `contact` knows when a leader was
 //! last heard, `lifecycle` starts and ends it all.
-//! `group_clock` is the time that leases are measured with.
+//! `group_clock` is the time that leases are measured with, `expiry` ends them.
 //! `network` and `inbound` are its two ends of the transport.
 
 pub mod contact;
+mod expiry;
 pub mod group_clock;
 pub mod inbound;
 pub mod lifecycle;
@@ -30,6 +31,7 @@ pub mod upkeep;
 use crate::clock;
 use crate::failure::Failure;
 use crate::group::contact::Contact;
+use crate::group::expiry::Scheduler;
 use crate::group::inbound::GroupInbound;
 use crate::group::log_store::LogStore;
 use crate::group::metrics::GroupMetrics;
@@ -42,10 +44,10 @@ use crate::group::state_machine::StateMachine;
 use crate::group::upkeep::Upkeep;
 use crate::ids::{GroupId, NodeId};
 use crate::transport::Transport;
-use crate::tree::{Digest, ListQuery};
+use crate::tree::{ClientId, Digest, ListPage, ListQuery, OwnedQuery};
 use dtkv_client::v1;
 use openraft::async_runtime::WatchReceiver;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// How a group behaves. Every replica of a node has the same options.
@@ -103,6 +105,8 @@ struct Inner {
     contact: Arc<Contact>,
     upkeep: Upkeep,
     metrics: GroupMetrics,
+    /// Set once, right after the start.
+    expiry: OnceLock<Scheduler>,
 }
 
 /// A handle on one replica of one group.
@@ -169,11 +173,7 @@ impl Group {
         request: &v1::ListRequest,
         deadline: Instant,
     ) -> Result<v1::ListResponse, Failure> {
-        self.0.parking.touch();
-        if request.consistency() != v1::Consistency::Stale {
-            self.wake().await?;
-        }
-        let lag_ms = self.0.reads.permit(request.consistency(), deadline).await?;
+        let lag_ms = self.permit_list(request.consistency(), deadline).await?;
         let query = ListQuery {
             key: &request.key,
             limit: request.limit,
@@ -182,8 +182,45 @@ impl Group {
             recursive: request.recursive,
         };
         let state = self.0.replica.state();
-        let mut response = v1::ListResponse { index: state.applied_index(), lag_ms, ..Default::default() };
-        match state.machine.tree.list(&query) {
+        Ok(self.page(state.machine.tree.list(&query), state.applied_index(), lag_ms))
+    }
+
+    /// Lists what a client owns. The request has been checked.
+    ///
+    /// # Errors
+    /// When this replica cannot answer.
+    pub async fn list_owned(
+        &self,
+        owner: ClientId,
+        request: &v1::ListOwnedRequest,
+        deadline: Instant,
+    ) -> Result<v1::ListResponse, Failure> {
+        let lag_ms = self.permit_list(request.consistency(), deadline).await?;
+        let query = OwnedQuery {
+            owner,
+            limit: request.limit,
+            continuation: &request.continuation,
+            keys_only: request.keys_only,
+        };
+        let state = self.0.replica.state();
+        Ok(self.page(state.machine.tree.list_owned(&query), state.applied_index(), lag_ms))
+    }
+
+    async fn permit_list(
+        &self,
+        consistency: v1::Consistency,
+        deadline: Instant,
+    ) -> Result<Option<u64>, Failure> {
+        self.0.parking.touch();
+        if consistency != v1::Consistency::Stale {
+            self.wake().await?;
+        }
+        self.0.reads.permit(consistency, deadline).await
+    }
+
+    fn page(&self, page: Result<ListPage, v1::Code>, index: u64, lag_ms: Option<u64>) -> v1::ListResponse {
+        let mut response = v1::ListResponse { index, lag_ms, ..Default::default() };
+        match page {
             Ok(page) => {
                 let clock_ms = self.0.replica.clock_ms();
                 response.nodes = page.nodes.into_iter().map(|node| node.into_message(clock_ms)).collect();
@@ -191,7 +228,7 @@ impl Group {
             }
             Err(code) => response.code = code.into(),
         }
-        Ok(response)
+        response
     }
 
     /// A digest over the state, the applied index that it belongs to, and the number of nodes.

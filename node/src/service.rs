@@ -1,6 +1,6 @@
 //! What clients, administrators and people talk to. Thin: decode, check limits, delegate, convert.
 //!
-//! `pipe`, `kv` and `txn` take requests in, `admission` decides what goes on, `scope` reads who it comes from,
+//! `pipe`, `kv` and `txn` take requests in, `admission` decides by the `rules` what goes on, `scope` reads who it comes from,
 //! `status` turns failures into gRPC statuses; `admin` and `health` are for operators, `http` and `page` for people and
 //! collectors; `server` owns the clients' port.
 
@@ -14,10 +14,12 @@ pub mod metrics;
 pub mod page;
 pub mod pipe;
 mod request;
+pub mod rules;
 pub mod scope;
 pub mod server;
 pub mod status;
 mod txn;
+mod unary;
 
 use crate::clock;
 use crate::engine::Engine;

@@ -8,6 +8,8 @@ mod harness;
 mod lifecycle;
 #[path = "service/once.rs"]
 mod once;
+#[path = "service/owned.rs"]
+mod owned;
 #[path = "service/pipe.rs"]
 mod pipe;
 #[path = "service/ports.rs"]

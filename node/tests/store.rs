@@ -2,6 +2,8 @@
 
 #![allow(clippy::unwrap_used, reason = "a test may")]
 
+#[path = "store/expiry.rs"]
+mod expiry;
 #[path = "store/harness.rs"]
 mod harness;
 #[path = "store/leadership.rs"]

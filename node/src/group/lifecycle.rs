@@ -4,6 +4,7 @@ use crate::clock;
 use crate::engine::{Engine, WriteOp};
 use crate::failure::Failure;
 use crate::group::contact::Contact;
+use crate::group::expiry::Scheduler;
 use crate::group::inbound::GroupInbound;
 use crate::group::log_store::LogStore;
 use crate::group::metrics::GroupMetrics;
@@ -24,7 +25,7 @@ use openraft::SnapshotPolicy;
 use openraft::errors::{InitializeError, RaftError};
 use std::collections::BTreeSet;
 use std::io;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
 /// The part of the shortest election timeout for which a leader trusts the last acknowledgement of
@@ -96,7 +97,9 @@ impl Group {
             contact,
             upkeep: Upkeep::new(now, recover_to),
             metrics: parts.metrics,
+            expiry: OnceLock::new(),
         }));
+        group.0.expiry.get_or_init(|| Scheduler::start(&group));
         group.elect_if_alone().await;
         Ok(group)
     }

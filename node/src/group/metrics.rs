@@ -21,6 +21,10 @@ pub struct GroupMetrics {
     pub checkpoints: IntCounter,
     /// Snapshots received and installed.
     pub snapshots_installed: IntCounter,
+    /// Nodes removed because their time was over.
+    pub expired: IntCounter,
+    /// How long after its time a node was removed, in seconds.
+    pub expiry_lag_seconds: Histogram,
     /// Groups put to sleep, and woken.
     pub parked: IntCounter,
     /// Woken.
@@ -62,6 +66,15 @@ impl GroupMetrics {
             snapshots_installed: counter(
                 "dtkv_group_snapshots_installed_total",
                 "Snapshots received from a leader and installed",
+            )?,
+            expired: counter(
+                "dtkv_group_expired_nodes_total",
+                "Nodes removed because their time was over, by this node as the leader",
+            )?,
+            expiry_lag_seconds: histogram(
+                "dtkv_group_expiry_lag_seconds",
+                "Time from the end of a node's lease to its removal",
+                0.001,
             )?,
             parked: counter("dtkv_group_parked_total", "Times that an idle group went to sleep")?,
             woken: counter("dtkv_group_woken_total", "Times that a sleeping group was woken")?,

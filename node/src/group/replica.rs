@@ -18,12 +18,15 @@ use crate::keyspace::{self, Family, GroupKind, MetaKey};
 use crate::machine::{Changes, Machine, Outcome};
 use crate::planted::{self, Fault};
 use crate::storage_v1 as pb;
-use crate::tree::ApplyContext;
+use crate::tree::{ApplyContext, Due};
 use bytes::Bytes;
 use openraft::EntryPayload;
 use parking_lot::RwLock;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+use tokio::sync::Notify;
 
 /// How many changed nodes are taken under the lock at once.
 const DRAINED_AT_ONCE: usize = 1024;
@@ -59,6 +62,8 @@ pub struct Replica {
     unsaved_bytes: AtomicU64,
     metrics: GroupMetrics,
     clock: GroupClock,
+    /// Told when the next deadline has come closer.
+    earlier_deadline: Arc<Notify>,
 }
 
 impl State {
@@ -103,6 +108,7 @@ impl Replica {
             unsaved_bytes: AtomicU64::new(0),
             metrics,
             clock,
+            earlier_deadline: Arc::default(),
         })
     }
 
@@ -136,6 +142,29 @@ impl Replica {
         self.clock.at(clock::now())
     }
 
+    /// Is told when the next deadline has come closer.
+    pub fn earlier_deadline(&self) -> Arc<Notify> {
+        self.earlier_deadline.clone()
+    }
+
+    /// At most `limit` nodes whose time is over.
+    pub fn due(&self, limit: usize) -> Vec<Due> {
+        let clock_ms = self.clock_ms();
+        self.state.read().machine.tree.due(clock_ms, limit)
+    }
+
+    /// How long until the next node's time is over; None without leases.
+    pub fn until_deadline(&self) -> Option<Duration> {
+        let deadline_ms = self.state.read().machine.tree.next_deadline()?;
+        Some(self.clock.until(deadline_ms.saturating_add(1), clock::now()))
+    }
+
+    /// How long until no entry that carries the group clock was applied for `idle`.
+    pub fn until_idle_for(&self, idle: Duration) -> Duration {
+        let applied_ms = self.state.read().machine.tree.counters().clock_ms;
+        self.clock.until(applied_ms + idle.as_millis() as u64, clock::now())
+    }
+
     /// Last applied log id and membership, for openraft.
     pub fn applied_state(&self) -> (Option<LogId>, StoredMembership) {
         let state = self.state.read();
@@ -147,6 +176,7 @@ impl Replica {
         let _timer = self.metrics.apply_seconds.start_timer();
         let mut outcome = Outcome::default();
         let mut state = self.state.write();
+        let deadline = state.machine.tree.next_deadline();
         match &entry.payload {
             // It changes nothing, but until a checkpoint holds its log id the group cannot be parked.
             EntryPayload::Blank => _ = self.unsaved_bytes.fetch_add(64, Ordering::Relaxed),
@@ -170,10 +200,17 @@ impl Replica {
                 self.unsaved_bytes.fetch_add(64, Ordering::Relaxed);
             }
         }
+        self.note_deadline(deadline, state.machine.tree.next_deadline());
         state.applied = Some(entry.log_id);
         let index = entry.log_id.index();
         self.applied_index.store(index, Ordering::Release);
         Applied { index, results: Bytes::from(outcome.results), repeats: outcome.repeats }
+    }
+
+    fn note_deadline(&self, before: Option<u64>, now: Option<u64>) {
+        if now.is_some_and(|now| before.is_none_or(|before| now < before)) {
+            self.earlier_deadline.notify_one();
+        }
     }
 
     /// Fixes what changed since the last checkpoint; None when nothing was applied since.
@@ -292,6 +329,7 @@ impl Replica {
             checkpointed: Checkpointed { log_id: meta.last_log_id, membership: meta.last_membership.clone() },
         };
         self.clock.observe(state.machine.tree.counters().clock_ms, clock::now());
+        self.note_deadline(None, state.machine.tree.next_deadline());
         self.applied_index.store(meta.last_log_id.map_or(0, |id| id.index()), Ordering::Release);
         self.unsaved_bytes.store(0, Ordering::Relaxed);
         Ok(())

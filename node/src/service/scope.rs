@@ -45,14 +45,21 @@ pub fn owned<'a>(op: Op<'a>, scope: Option<&Scope>) -> Result<Op<'a>, String> {
     Ok(Op { session: Some((scope.client_id, scope.sequence)), ..op })
 }
 
+/// The id of a client.
+///
+/// # Errors
+/// When it has another length; `field` says where it stood.
+pub fn client_id(field: &str, bytes: &[u8]) -> Result<[u8; 16], Failure> {
+    let length = bytes.len();
+    bytes.try_into().map_err(|_| Failure::invalid(format!("{field} has {length} bytes, it must have 16")))
+}
+
 /// The caller and, when the request has a sequence, the scope of its one operation.
 ///
 /// # Errors
 /// When the session breaks a rule.
 pub fn of_session(session: &v1::Session) -> Result<([u8; 16], Option<Scope>), Failure> {
-    let client_id: [u8; 16] = session.client_id.as_ref().try_into().map_err(|_| {
-        Failure::invalid(format!("session.client_id has {} bytes, it must have 16", session.client_id.len()))
-    })?;
+    let client_id = client_id("session.client_id", &session.client_id)?;
     let v1::Session { sequence, acknowledged_below, retry: is_retry, .. } = *session;
     if sequence == 0 {
         return Ok((client_id, None));

@@ -3,10 +3,9 @@
 use crate::failure::Failure;
 use crate::group::reply::Answer;
 use crate::ids::GroupId;
-use crate::service::Service;
-use crate::service::admission;
-use crate::service::kv::{node, not_a_result, owned};
 use crate::service::request::{compare_and_set_op, mkdir_op, put_op, remove_op, update_ttl_op};
+use crate::service::unary::{node, not_a_result, owned};
+use crate::service::{Service, admission, rules};
 use bytes::Bytes;
 use dtkv_client::packed::txn::{self, Relation, Target, Txn, TxnResult};
 use dtkv_client::packed::{self, Kind, Op, PackedResult};
@@ -31,6 +30,9 @@ impl Service {
         let mut write = owned(Op::new(Kind::Txn, b"", b""), &request.session, &request.guard)?;
         let caller = write.op.session.map(|(client, _)| client);
         // Before packing: the layout has no room for just any key.
+        if let Err(code) = rules::check_rules(&write.op) {
+            return Ok(v1::TxnResponse { code: code.into(), ..Default::default() });
+        }
         let refusal =
             admission::txn::check(&compares, &then_ops, &else_ops, caller).map_err(Failure::invalid)?;
         if let Some(refusal) = refusal {

@@ -60,6 +60,8 @@ pub struct Due {
     pub key: Arc<[u8]>,
     /// Index of the operation that began or renewed its lease.
     pub ttl_index: u64,
+    /// The last millisecond of its lease, on the group clock.
+    pub deadline_ms: u64,
 }
 
 /// The orders of the leases.
@@ -93,10 +95,10 @@ impl Tree {
     pub fn due(&self, clock_ms: u64, limit: usize) -> Vec<Due> {
         let is_over = |(deadline, _): &&(u64, Slot)| *deadline < clock_ms;
         let due = self.leases.deadlines.iter().take_while(is_over).take(limit);
-        due.filter_map(|(_, slot)| {
+        due.filter_map(|(deadline_ms, slot)| {
             let node = &self.slab[*slot];
             let ttl_index = node.lease.as_ref()?.ttl_index;
-            Some(Due { key: Arc::clone(&node.key), ttl_index })
+            Some(Due { key: Arc::clone(&node.key), ttl_index, deadline_ms: *deadline_ms })
         })
         .collect()
     }

@@ -9,7 +9,7 @@ use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 
 /// Sends frames on one stream, and gives the replies by id.
-async fn exchange(node: &Running, frames: Vec<Frame>) -> BTreeMap<u64, FrameReply> {
+pub async fn exchange(node: &Running, frames: Vec<Frame>) -> BTreeMap<u64, FrameReply> {
     let mut kv = node.kv().await;
     let mut stream = kv.pipe(tokio_stream::iter(frames)).await.expect("a stream").into_inner();
     let mut replies = BTreeMap::new();

@@ -1,7 +1,7 @@
 //! Several nodes in one process: own directories, own ports, short timeouts.
 
 use bytes::Bytes;
-use dtkv_client::packed::{self, Kind, Op, PackedResult};
+use dtkv_client::packed::{self, Kind, Op, PackedNode, PackedResult};
 use dtkv_client::v1::{self, Code, Consistency};
 use dtkv_node::engine::{Engine, EngineMetrics, EngineOptions};
 use dtkv_node::failure::Failure;
@@ -281,7 +281,8 @@ impl Cluster {
         self.nodes[&node].metrics.snapshots_installed.get()
     }
 
-    async fn write(&self, node: u64, group: u32, op: Op<'_>) -> Result<Answer, Failure> {
+    /// Proposes one operation.
+    pub async fn write(&self, node: u64, group: u32, op: Op<'_>) -> Result<Answer, Failure> {
         let mut ops = Vec::new();
         op.pack(&mut ops);
         self.frame(node, group, ops, 1).await
@@ -308,14 +309,13 @@ impl Cluster {
         }
     }
 
-    /// Gets a value.
-    pub async fn get(
+    /// Reads one node and gives its value to `look`; None when it does not exist.
+    pub async fn look<T>(
         &self,
-        node: u64,
-        group: u32,
-        key: &str,
+        (node, group, key): (u64, u32, &str),
         consistency: Consistency,
-    ) -> Result<Option<String>, Failure> {
+        look: impl FnOnce(PackedNode<'_>) -> T,
+    ) -> Result<Option<T>, Failure> {
         let (send, receive) = tokio::sync::oneshot::channel();
         let mut ops = Vec::new();
         Op::new(Kind::Get, key.as_bytes(), b"").pack(&mut ops);
@@ -328,10 +328,22 @@ impl Cluster {
         });
         let answer = receive.await.expect("every frame gets a reply")?;
         match packed::results(&answer.results).next(Kind::Get) {
-            Ok(PackedResult::Node(node)) => Ok(Some(String::from_utf8(node.value.to_vec()).unwrap())),
+            Ok(PackedResult::Node(node)) => Ok(Some(look(node))),
             Ok(PackedResult::Code(Code::NotFound)) => Ok(None),
             other => panic!("{other:?}"),
         }
+    }
+
+    /// Gets a value.
+    pub async fn get(
+        &self,
+        node: u64,
+        group: u32,
+        key: &str,
+        consistency: Consistency,
+    ) -> Result<Option<String>, Failure> {
+        self.look((node, group, key), consistency, |node| String::from_utf8(node.value.to_vec()).unwrap())
+            .await
     }
 
     /// Waits until the trees of these replicas are equal at one index.

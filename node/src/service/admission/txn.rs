@@ -1,7 +1,7 @@
 //! The rules of transactions.
 
-use super::{BATCH_BYTES_MAX, BATCH_ITEMS_MAX, check_options, check_rules};
-use dtkv_client::limits::check_key_or_root;
+use crate::service::rules::{check_options, check_owner, check_rules};
+use dtkv_client::limits::{BATCH_BYTES_MAX, BATCH_ITEMS_MAX, check_key_or_root};
 use dtkv_client::packed::txn::{Compare, Txn, TxnResult};
 use dtkv_client::packed::{self, Kind, Op};
 
@@ -9,7 +9,7 @@ use dtkv_client::packed::{self, Kind, Op};
 ///
 /// # Errors
 /// When it is no request at all.
-pub(super) fn check_packed(op: &Op<'_>) -> Result<Option<Vec<u8>>, String> {
+pub fn check_packed(op: &Op<'_>) -> Result<Option<Vec<u8>>, String> {
     let txn = Txn::read(op.value).map_err(|e| format!("in the transaction, {e}"))?;
     let then_ops = branch(txn.then_ops, "then")?;
     let else_ops = branch(txn.else_ops, "else")?;
@@ -48,6 +48,7 @@ pub fn check(
         for (position, op) in (0..).zip(ops) {
             check_branch_op(op)?;
             let owned = Op { session: caller.map(|client| (client, 0)), ..*op };
+            check_owner(&owned)?;
             if let (None, Err(code)) = (&refusal, check_rules(&owned)) {
                 refusal = Some(refused(code, succeeded, Some(position)));
             }

@@ -1,4 +1,4 @@
-use super::steps::{Step, steps};
+use super::steps::{Step, due, steps};
 use super::*;
 use proptest::prelude::*;
 use std::collections::{BTreeMap, BTreeSet};
@@ -48,13 +48,18 @@ fn restored(records: &Records) -> Tree {
 fn apply(tree: &mut Tree, index: usize, step: &Step) -> Vec<u8> {
     let mut results = Vec::new();
     let packed = step.pack(tree);
-    tree.apply(context(index as u64 + 1), &packed, &mut results).unwrap();
+    tree.apply(step.context(index as u64 + 1), &packed, &mut results).unwrap();
     results
 }
 
 fn assert_same(a: &Tree, b: &Tree) {
     assert_eq!(a.digest(), b.digest());
     assert_eq!((a.node_count(), a.bytes()), (b.node_count(), b.bytes()));
+    assert_eq!(due(a, u64::MAX), due(b, u64::MAX));
+    for owner in [ME, OTHER, [3; 16]] {
+        let query = OwnedQuery { owner, ..OwnedQuery::default() };
+        assert_eq!(a.list_owned(&query), b.list_owned(&query));
+    }
 }
 
 fn keys(keys: &[Arc<[u8]>]) -> Vec<&str> {
@@ -244,10 +249,12 @@ proptest! {
             if i == restart {
                 prop_assert_eq!(write_behind(&mut restarted, &mut records), 0);
                 restarted = restored(&records);
+                restarted.restore_counters(straight.counters());
             }
         }
         prop_assert_eq!(write_behind(&mut restarted, &mut records), 0);
         assert_same(&restarted, &straight);
+        prop_assert_eq!(restarted.counters(), straight.counters());
         assert_same(&restored(&records), &straight);
     }
 

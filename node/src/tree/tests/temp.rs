@@ -239,6 +239,23 @@ fn an_expiry_does_nothing_after_a_renewal_or_before_the_time() {
 }
 
 #[test]
+fn a_wall_clock_that_jumps_has_no_influence() {
+    let mut f = Fixture::new();
+    let mut applied = |time_ms: u64, clock_ms: u64, op: Op<'_>| {
+        let (mut packed, mut results) = (Vec::new(), Vec::new());
+        op.pack(&mut packed);
+        f.index += 1;
+        let at = ApplyContext { index: f.index, time_ms, clock_ms };
+        f.tree.apply(at, &packed, &mut results).unwrap();
+        results[0] == Success as u8 && f.tree.due(clock_ms, 9).is_empty()
+    };
+    assert!(applied(u64::MAX, 100, put_temp("t", 50)));
+    assert!(applied(0, 120, update_ttl("t", 50)));
+    assert!(applied(u64::MAX / 2, 170, op(Kind::Put, "p", "x")));
+    assert!(!applied(1, 171, op(Kind::Mkdir, "d", "")), "it is due by the group clock alone");
+}
+
+#[test]
 fn the_clock_of_the_tree_never_goes_back() {
     let mut f = Fixture::new();
     f.apply(&put_temp("t", 10));
