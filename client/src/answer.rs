@@ -1,6 +1,6 @@
 //! What operations answer with, and the options that they take.
 
-use crate::packed::PackedNode;
+use crate::packed::{Kind, Op, PackedNode};
 use crate::v1::{self, Code};
 use bytes::Bytes;
 
@@ -173,11 +173,37 @@ pub struct BatchRead {
     pub nodes: Vec<Option<Node>>,
 }
 
+/// A time to live that began anew.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Renewed {
+    /// Raft index at which that was applied.
+    pub index: u64,
+}
+
+/// A change of everything that a client owns in a group.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Owned {
+    /// Raft index at which it was applied.
+    pub index: u64,
+    /// How many nodes and locks were renewed or removed; a directory counts once.
+    pub count: u32,
+}
+
 /// How to put.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct PutOptions {
     /// Make missing parents permanent directories in the same step.
     pub create_parents: bool,
+    /// Only while the node has this update index, else CAS_MISMATCH; 0 = while it does not exist. Not
+    /// in batches.
+    pub expect_index: Option<u64>,
+}
+
+impl PutOptions {
+    pub(crate) fn op<'a>(&self, key: &'a [u8], value: &'a [u8]) -> Op<'a> {
+        let PutOptions { create_parents, expect_index } = *self;
+        Op { create_parents, expect_index, ..Op::new(Kind::Put, key, value) }
+    }
 }
 
 /// How to make a directory.
@@ -192,6 +218,8 @@ pub struct MkdirOptions {
 pub struct RemoveOptions {
     /// Remove the whole subtree of a directory.
     pub recursive: bool,
+    /// Only while the node has this update index, else CAS_MISMATCH.
+    pub expect_index: Option<u64>,
 }
 
 /// What to list.

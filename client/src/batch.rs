@@ -2,13 +2,13 @@
 
 use crate::answer::{BatchRead, BatchWritten, Node, OpAnswer};
 use crate::error::Error;
+use crate::frame::ManyResults;
 use crate::group::Group;
-use crate::lane::ManyResults;
 use crate::limits::{
     BATCH_BYTES_MAX, BATCH_ITEMS_MAX, FRAME_BYTES_TARGET, check_key, check_key_or_root, check_value,
 };
 use crate::packed::{self, Kind, Op};
-use crate::unary::Unary;
+use crate::unary::{Attempt, Kv};
 use crate::v1::{self, Code};
 use bytes::Bytes;
 
@@ -32,6 +32,9 @@ impl Packer {
         check_key(op.key).map_err(|code| self.refused(code))?;
         if op.kind == Kind::Put {
             check_value(op.value).map_err(|code| self.refused(code))?;
+        }
+        if op.expect_index.is_some() || op.ttl_ms.is_some() {
+            return Err(Error::invalid("items of a batch have no expected index and no time to live"));
         }
         self.items += 1;
         self.bytes += op.key.len() + op.value.len();
@@ -91,32 +94,30 @@ fn written(index: u64, codes: impl Iterator<Item = i32>) -> Result<BatchWritten,
 
 async fn write_unary(group: &Group, ops: &Bytes) -> Result<BatchWritten, Error> {
     let first = packed::ops(ops).next().and_then(Result::ok);
-    let response = match first {
-        Some(op) if op.kind == Kind::Remove => {
-            {
-                let request = remove_request(group.id, ops);
-                group.unary(Unary::write(), move |mut kv, context| {
-                    let request = context.wrap(request.clone());
-                    async move { kv.batch_remove(request).await }
-                })
-            }
-            .await?
-        }
-        _ => {
-            {
-                let request = put_request(group.id, ops);
-                group.unary(Unary::write(), move |mut kv, context| {
-                    let request = context.wrap(request.clone());
-                    async move { kv.batch_put(request).await }
-                })
-            }
-            .await?
-        }
+    let response = if first.is_some_and(|op| op.kind == Kind::Remove) {
+        let request = v1::BatchRemoveRequest { guard: guard(group), ..remove_request(group.id, ops) };
+        let call = move |mut kv: Kv, attempt: Attempt| {
+            let request = v1::BatchRemoveRequest { session: attempt.session.clone(), ..request.clone() };
+            async move { kv.batch_remove(attempt.wrap(request)).await }
+        };
+        group.unary_write(call).await?
+    } else {
+        let request = v1::BatchPutRequest { guard: guard(group), ..put_request(group.id, ops) };
+        let call = move |mut kv: Kv, attempt: Attempt| {
+            let request = v1::BatchPutRequest { session: attempt.session.clone(), ..request.clone() };
+            async move { kv.batch_put(attempt.wrap(request)).await }
+        };
+        group.unary_write(call).await?
     };
     match response.code() {
         Code::Success => written(response.index, response.codes.into_iter()),
         code => Err(Error::refused(code)),
     }
+}
+
+fn guard(group: &Group) -> Option<v1::Guard> {
+    let token = group.guard.as_ref()?;
+    Some(v1::Guard { lock: token.lock().clone(), fencing_token: token.fencing_token() })
 }
 
 fn put_request(group_id: u32, ops: &Bytes) -> v1::BatchPutRequest {
@@ -166,8 +167,8 @@ async fn read_unary(group: &Group, keys: Vec<Bytes>) -> Result<BatchRead, Error>
     let request =
         v1::BatchGetRequest { group_id: group.id, keys: keys.clone(), consistency: group.consistency.into() };
     let response = group
-        .unary(Unary::read(group.consistency), move |mut kv, context| {
-            let request = context.wrap(request.clone());
+        .unary_read(move |mut kv, attempt| {
+            let request = attempt.wrap(request.clone());
             async move { kv.batch_get(request).await }
         })
         .await?;

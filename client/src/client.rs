@@ -6,11 +6,16 @@ use crate::channel::{Address, Channels, parse_address};
 use crate::dispatch::Dispatch;
 use crate::error::Error;
 use crate::group::Group;
+use crate::lane::LaneOptions;
 use crate::limit::Limiter;
+use crate::numbering::Identity;
 use crate::retry;
 use crate::route::Router;
 use crate::v1::Consistency;
 use crate::v1::failure::Reason;
+use bytes::Bytes;
+use parking_lot::Mutex;
+use rustc_hash::FxHashSet;
 use std::sync::Arc;
 use std::time::Duration;
 use tokio::time::Instant;
@@ -46,6 +51,7 @@ impl Client {
             id,
             consistency: options.consistency,
             timeout: options.request_timeout,
+            guard: None,
         }
     }
 
@@ -56,7 +62,7 @@ impl Client {
 
     /// The identity of this client: the owner of what it will own.
     pub fn client_id(&self) -> [u8; 16] {
-        self.handle.shared.options.client_id
+        self.handle.shared.options.identity.client_id
     }
 }
 
@@ -77,11 +83,22 @@ pub(crate) struct Options {
     pub request_timeout: Duration,
     pub connect_timeout: Duration,
     pub consistency: Consistency,
-    pub client_id: [u8; 16],
+    pub identity: Identity,
+    pub exactly_once: bool,
     pub frame_ops_max: usize,
     pub small_frames_max: usize,
     pub in_flight_ops_max: usize,
     pub in_flight_bytes_max: usize,
+}
+
+impl Options {
+    pub fn lanes(&self) -> LaneOptions {
+        LaneOptions {
+            frame_ops_max: u32::try_from(self.frame_ops_max).unwrap_or(u32::MAX),
+            small_frames_max: self.small_frames_max,
+            identity: self.exactly_once.then_some(self.identity),
+        }
+    }
 }
 
 impl Default for ClientBuilder {
@@ -91,7 +108,8 @@ impl Default for ClientBuilder {
                 request_timeout: Duration::from_secs(5),
                 connect_timeout: Duration::from_secs(5),
                 consistency: Consistency::Linearizable,
-                client_id: *uuid::Uuid::new_v4().as_bytes(),
+                identity: Identity { client_id: *uuid::Uuid::new_v4().as_bytes(), is_shared: false },
+                exactly_once: true,
                 frame_ops_max: 128,
                 small_frames_max: 4,
                 in_flight_ops_max: 16 << 10,
@@ -124,9 +142,21 @@ impl ClientBuilder {
     }
 
     /// The identity of the client, to own again what it owned before a restart: random unless set.
+    /// Several clients with one identity at a time own the same, but disturb each other's numbering of
+    /// writes: some are then sent twice to be carried out once.
     #[must_use]
     pub fn client_id(mut self, id: [u8; 16]) -> ClientBuilder {
-        self.options.client_id = id;
+        self.options.identity = Identity { client_id: id, is_shared: true };
+        self
+    }
+
+    /// Whether writes are numbered, so that each happens once: on unless set. Then a write whose
+    /// outcome is unknown is sent again within the deadline of its call, and the store, which
+    /// remembers the numbers, does not carry it out twice. Without it, the caller gets an error that
+    /// says that the outcome is unknown.
+    #[must_use]
+    pub fn exactly_once(mut self, on: bool) -> ClientBuilder {
+        self.options.exactly_once = on;
         self
     }
 
@@ -193,6 +223,7 @@ impl Handle {
             router: Router::new(endpoints),
             limiter: Limiter::new(options.in_flight_ops_max, options.in_flight_bytes_max),
             dispatch: Dispatch::default(),
+            locks: Mutex::default(),
             runtime: tokio::runtime::Handle::current(),
             options,
         });
@@ -218,6 +249,8 @@ pub(crate) struct Shared {
     pub router: Router,
     pub limiter: Limiter,
     pub dispatch: Dispatch,
+    /// Groups and keys of the locks that there are objects for.
+    pub locks: Mutex<FxHashSet<(u32, Bytes)>>,
     pub runtime: tokio::runtime::Handle,
 }
 

@@ -2,17 +2,19 @@
 
 use crate::answer::OpResult;
 use crate::channel::Address;
+use crate::check::{self, check};
 use crate::client::{Done, Shared};
 use crate::error::{Error, ErrorKind};
+use crate::frame::{Frame, ManyResults, Waiter};
 use crate::group::Group;
-use crate::lane::{Destination, Frame, Lane, LaneKind, ManyResults, Size, Waiter, of_kind};
+use crate::lane::{Destination, Lane, LaneKind, Size, of_kind};
 use crate::limit::units;
-use crate::limits::{FRAME_BYTES_TARGET, check_key, check_key_or_root, check_value};
+use crate::limits::FRAME_BYTES_TARGET;
 use crate::packed::{self, Kind, Op};
 use crate::pipe::{self, Pipe};
 use crate::retry::{self, Next};
 use crate::v1::failure::Reason;
-use crate::v1::{Code, Consistency, FrameReply};
+use crate::v1::{Consistency, FrameReply};
 use bytes::Bytes;
 use parking_lot::Mutex;
 use rustc_hash::FxHashMap;
@@ -42,6 +44,11 @@ impl Lanes {
         }
     }
 
+    /// The lane of writes.
+    pub fn write(&self) -> &Arc<Lane> {
+        &self.write
+    }
+
     fn all(&self) -> impl Iterator<Item = &Arc<Lane>> {
         std::iter::once(&self.write).chain(&self.reads)
     }
@@ -60,48 +67,31 @@ pub(crate) struct Dispatch {
     is_closed: AtomicBool,
 }
 
-/// What can be said about an operation without asking a node.
-fn check(op: &Op<'_>) -> Result<(), Error> {
-    let key = match op.kind {
-        Kind::Get => check_key_or_root(op.key),
-        Kind::Batch => return check_batch(op.value),
-        _ => check_key(op.key),
-    };
-    let value = match op.kind {
-        Kind::Put => check_value(op.value),
-        Kind::CompareAndSet if op.has_new_value => check_value(op.value),
-        Kind::CompareAndSet if op.expect.is_none() && op.expect_index.is_none() => Err(Code::InvalidValue),
-        _ => Ok(()),
-    };
-    key.and(value).map_err(Error::refused)
-}
-
-/// A malformed batch would take its whole frame down, with the operations of others.
-fn check_batch(ops: &[u8]) -> Result<(), Error> {
-    let mut packer = crate::batch::Packer::default();
-    for op in packed::ops(ops) {
-        let op = op.map_err(|malformed| Error::invalid(malformed.to_string()))?;
-        if !matches!(op.kind, Kind::Put | Kind::Remove) {
-            return Err(Error::invalid("a batch holds puts or removes; send other operations alone"));
-        }
-        packer.check(&op)?;
-    }
-    packer.check_not_empty()
-}
-
 impl Group {
     fn lane(&self, kind: Kind) -> &Arc<Lane> {
         let kind = if kind == Kind::Get { LaneKind::Read(self.consistency) } else { LaneKind::Write };
         self.lanes.of(kind)
+    }
+
+    /// The operation with the group's guard, and with its owner where the frame does not say it.
+    fn complete<'a>(&'a self, op: &Op<'a>) -> Op<'a> {
+        let mut op = *op;
+        if let (Some(token), None, true) = (&self.guard, op.guard, check::may_have_guard(op.kind)) {
+            op.guard = Some((token.fencing_token(), token.lock()));
+        }
+        let options = &self.handle.shared().options;
+        if !options.exactly_once && op.session.is_none() && check::needs_owner(&op) {
+            op.session = Some((options.identity.client_id, 0));
+        }
+        op
     }
 }
 
 impl Shared {
     /// The lanes of a group, made when first asked for. They are small and stay.
     pub fn lanes(&self, group: u32) -> Arc<Lanes> {
-        let lane = |kind| {
-            Arc::new(Lane::new(group, kind, self.options.frame_ops_max, self.options.small_frames_max))
-        };
+        let options = self.options.lanes();
+        let lane = |kind| Arc::new(Lane::new(group, kind, options));
         let read = |consistency| lane(LaneKind::Read(consistency));
         let mut lanes = self.dispatch.lanes.lock();
         let made = lanes.entry(group).or_insert_with(|| {
@@ -113,6 +103,7 @@ impl Shared {
 
     /// One operation with a callback; never waits.
     pub fn submit(self: &Arc<Self>, group: &Group, op: &Op<'_>, done: Done) {
+        let op = &group.complete(op);
         if let Err(error) = check(op) {
             return done(Err(error));
         }
@@ -128,6 +119,7 @@ impl Shared {
 
     /// One operation, waited for.
     pub async fn call(self: &Arc<Self>, group: &Group, op: &Op<'_>) -> Result<OpResult, Error> {
+        let op = &group.complete(op);
         check(op)?;
         let bytes = op.packed_len();
         let size = Size { ops: 1, bytes, units: units(bytes) };
@@ -212,9 +204,9 @@ impl Shared {
     /// Gives a frame's room back, then answers its callers, then lets its lane go on.
     pub fn finish(&self, lane: &Arc<Lane>, frame: Frame, answer: impl FnOnce(LaneKind, Frame)) {
         self.limiter.give_back(frame.count, frame.units);
-        let is_small = frame.is_small;
+        let (is_small, sequence) = (frame.is_small, frame.sequence);
         answer(lane.kind, frame);
-        if let Some(destination) = lane.settle(is_small) {
+        if let Some(destination) = lane.settle(is_small, sequence) {
             self.schedule(lane.clone(), destination);
         }
     }
@@ -231,8 +223,24 @@ impl Shared {
                 let error = Error::from(failure).context(&pipe.address);
                 self.frame_failed(pipe, lane, frame, error);
             }
+            None if frame.is_session_expired(&reply) => self.session_expired(lane, frame),
             None => self.finish(lane, frame, |kind, frame| frame.answer(kind, &reply)),
         }
+    }
+
+    /// The store does not know any more what became of the number that a frame has. A frame that was
+    /// sent for the first time did not happen then, and gets another number.
+    fn session_expired(&self, lane: &Arc<Lane>, mut frame: Frame) {
+        let error = Error::session_expired();
+        if frame.is_unknown() {
+            return self.finish(lane, frame, |_, frame| frame.fail(&error));
+        }
+        if let Some(destination) = frame.unnumber().and_then(|sequence| lane.refuse_number(sequence)) {
+            self.schedule(lane.clone(), destination);
+        }
+        let pause = if frame.attempts == 0 { Duration::ZERO } else { retry::delay(frame.attempts) };
+        frame.note(error);
+        self.give_back(lane, frame, pause);
     }
 
     /// A frame came to nothing at a node: it is sent again, or its callers hear why not.
@@ -254,7 +262,7 @@ impl Shared {
             }
             frame = first;
         }
-        let next = retry::decide(&error, lane.kind.is_read(), frame.attempts + 1);
+        let next = retry::decide(&error, frame.is_repeatable(lane.kind), frame.attempts + 1);
         let pause = match next {
             Next::Fail => {
                 // A leader that is cut off from the others may answer nothing else for long.

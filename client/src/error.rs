@@ -105,6 +105,26 @@ impl Error {
         Error(Arc::new(inner))
     }
 
+    /// The store does not know any more whether it carried a write out.
+    pub(crate) fn session_expired() -> Error {
+        let message = "the store has forgotten what became of this write: its session had to make room, or was \
+                       idle for too long";
+        Error::did_not_happen(Reason::Unspecified, message)
+    }
+
+    /// The same failure, of a request that was sent before and of which `first` left the outcome
+    /// open: sent again it came to nothing, which says nothing about the first time.
+    pub(crate) fn of_unknown(self, first: &Error) -> Error {
+        if !self.is_definite() {
+            return self;
+        }
+        let mut inner = (*self.0).clone();
+        inner.kind = ErrorKind::OutcomeUnknown;
+        inner.reason = first.reason();
+        inner.message = format!("{}; sent again: {}", first.message(), inner.message);
+        Error(Arc::new(inner))
+    }
+
     /// The same failure, for a request that changes nothing: its outcome is never unknown.
     pub(crate) fn of_read(self) -> Error {
         if self.is_definite() {

@@ -7,6 +7,7 @@ use crate::answer::{
 use crate::client::Handle;
 use crate::dispatch::Lanes;
 use crate::error::Error;
+use crate::lock::LockToken;
 use crate::packed::{Kind, Op};
 use crate::v1::{Code, Consistency};
 use crate::{batch, list};
@@ -26,6 +27,7 @@ pub struct Group {
     pub(crate) id: u32,
     pub(crate) consistency: Consistency,
     pub(crate) timeout: Duration,
+    pub(crate) guard: Option<LockToken>,
 }
 
 impl Group {
@@ -48,6 +50,27 @@ impl Group {
         self
     }
 
+    /// The same group, with writes that go through only while this grant of a lock is the latest:
+    /// puts, removes, mkdirs, compare-and-sets, updates of a TTL, batches and transactions. Else they
+    /// are refused with FENCED, as a whole.
+    ///
+    /// ```no_run
+    /// # async fn example(group: dtkv_client::Group) -> Result<(), dtkv_client::Error> {
+    /// # use std::time::Duration;
+    /// let lock = group.lock("app.lock")?;
+    /// if let Some(token) = lock.try_lock(Duration::from_secs(30), Duration::from_secs(10)).await? {
+    ///     // Never overwrites what a later holder of the lock has written.
+    ///     group.guarded(&token).put("app.state", "mine").await?;
+    ///     lock.unlock().await?;
+    /// }
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[must_use]
+    pub fn guarded(&self, token: &LockToken) -> Group {
+        Group { guard: Some(token.clone()), ..self.clone() }
+    }
+
     /// Creates or overwrites a permanent value. Its parent directory must exist.
     ///
     /// # Errors
@@ -66,8 +89,10 @@ impl Group {
         value: impl AsRef<[u8]>,
         options: PutOptions,
     ) -> Result<Written, Error> {
-        let op =
-            Op { create_parents: options.create_parents, ..Op::new(Kind::Put, key.as_ref(), value.as_ref()) };
+        self.write_value(options.op(key.as_ref(), value.as_ref())).await
+    }
+
+    pub(crate) async fn write_value(&self, op: Op<'_>) -> Result<Written, Error> {
         let result = self.call(&op).await?;
         match result.code() {
             Code::Success => Ok(Written { index: result.index, created: true }),
@@ -113,7 +138,8 @@ impl Group {
     /// # Errors
     /// As [`Group::put`].
     pub async fn remove_with(&self, key: impl AsRef<[u8]>, options: RemoveOptions) -> Result<Removed, Error> {
-        let op = Op { recursive: options.recursive, ..Op::new(Kind::Remove, key.as_ref(), b"") };
+        let RemoveOptions { recursive, expect_index } = options;
+        let op = Op { recursive, expect_index, ..Op::new(Kind::Remove, key.as_ref(), b"") };
         let result = self.call(&op).await?;
         match result.code() {
             Code::Success | Code::SuccessOverwrite => Ok(Removed { index: result.index, existed: true }),
@@ -135,7 +161,11 @@ impl Group {
     /// # Errors
     /// As [`Group::put`].
     pub async fn mkdir_with(&self, key: impl AsRef<[u8]>, options: MkdirOptions) -> Result<Made, Error> {
-        let op = Op { create_parents: options.create_parents, ..Op::new(Kind::Mkdir, key.as_ref(), b"") };
+        let op = Op::new(Kind::Mkdir, key.as_ref(), b"");
+        self.make_dir(Op { create_parents: options.create_parents, ..op }).await
+    }
+
+    pub(crate) async fn make_dir(&self, op: Op<'_>) -> Result<Made, Error> {
         let result = self.call(&op).await?;
         match result.code() {
             Code::Success => Ok(Made { index: result.index, created: true }),
@@ -203,8 +233,7 @@ impl Group {
     {
         let mut packer = batch::Packer::default();
         for (key, value) in items {
-            let op = Op::new(Kind::Put, key.as_ref(), value.as_ref());
-            packer.push(&Op { create_parents: options.create_parents, ..op })?;
+            packer.push(&options.op(key.as_ref(), value.as_ref()))?;
         }
         batch::write(self, packer).await
     }

@@ -5,21 +5,18 @@
 //! frames that are not full may be unanswered at once: while they are on their way, the next one
 //! fills. A lone operation therefore travels at once, and many travel together.
 
-use crate::answer::{Node, OpAnswer, OpResult};
-use crate::client::Done;
 use crate::error::Error;
+use crate::frame::{Contents, Entry, Frame, Waiter};
 use crate::limits::FRAME_BYTES_TARGET;
-use crate::packed::{self, Kind, Malformed, PackedResult, Results};
+use crate::numbering::{Identity, Numbering};
+use crate::packed::Kind;
+use crate::packed::scope::Scope;
 use crate::pipe::Pipe;
-use crate::v1::failure::Reason;
-use crate::v1::{Consistency, FrameReply};
-use bytes::Bytes;
+use crate::v1::Consistency;
 use parking_lot::Mutex;
 use std::collections::VecDeque;
-use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
 use std::time::Duration;
-use tokio::sync::oneshot;
 use tokio::time::Instant;
 
 /// With so many frames unanswered on a node's stream there is no need for a second small frame of
@@ -51,194 +48,9 @@ impl LaneKind {
     }
 }
 
-/// Answers of a frame's many gets that belong together.
-#[derive(Debug)]
-pub(crate) struct ManyResults {
-    pub index: u64,
-    pub lag_ms: Option<u64>,
-    pub answers: Vec<OpAnswer>,
-}
-
-/// Who gets the answer.
-pub(crate) enum Waiter {
-    Call(oneshot::Sender<Result<OpResult, Error>>),
-    Done(Done),
-    /// So many gets, answered together.
-    Many(u32, oneshot::Sender<Result<ManyResults, Error>>),
-}
-
-impl Waiter {
-    fn ops(&self) -> u32 {
-        match self {
-            Waiter::Call(_) | Waiter::Done(_) => 1,
-            Waiter::Many(count, _) => *count,
-        }
-    }
-
-    fn fail(self, error: Error) {
-        match self {
-            Waiter::Call(caller) => drop(caller.send(Err(error))),
-            Waiter::Many(_, caller) => drop(caller.send(Err(error))),
-            Waiter::Done(done) => run(done, Err(error)),
-        }
-    }
-}
-
-/// A callback that panics must not take the stream of everybody else down.
-fn run(done: Done, result: Result<OpResult, Error>) {
-    if catch_unwind(AssertUnwindSafe(|| done(result))).is_err() {
-        tracing::error!("a completion callback panicked; its operation counts as answered");
-    }
-}
-
-struct Entry {
-    kind: Kind,
-    waiter: Waiter,
-}
-
-/// Operations that travel together.
-pub(crate) struct Frame {
-    pub ops: Bytes,
-    pub count: u32,
-    /// Room that it takes of the client's bound of bytes.
-    pub units: usize,
-    pub deadline: Instant,
-    pub attempts: u32,
-    /// It counts among the small frames of its lane that are unanswered.
-    pub is_small: bool,
-    timeout: Duration,
-    /// Place in the order in which frames were closed.
-    sequence: u64,
-    entries: Vec<Entry>,
-    last_failure: Option<Error>,
-}
-
-impl Frame {
-    /// Hands every waiter its answer.
-    pub fn answer(self, kind: LaneKind, reply: &FrameReply) {
-        let mut results = packed::results(&reply.results);
-        let mut entries = self.entries.into_iter();
-        while let Some(entry) = entries.next() {
-            if let Err((waiter, malformed)) = answer_entry(entry, reply, &mut results) {
-                let message = format!("the node's answer cannot be read: {malformed}; please report it");
-                let error = of_kind(kind, Error::outcome_unknown(Reason::Internal, message));
-                waiter.fail(error.clone());
-                entries.for_each(|entry| entry.waiter.fail(error.clone()));
-                return;
-            }
-        }
-    }
-
-    /// Two frames with half of the waiters each; the frame itself when there is only one.
-    pub fn split(mut self) -> (Frame, Option<Frame>) {
-        let keep = self.entries.len() / 2;
-        if keep == 0 {
-            return (self, None);
-        }
-        let entries = self.entries.split_off(keep);
-        let count: u32 = self.entries.iter().map(|entry| entry.waiter.ops()).sum();
-        let mut ops = packed::ops(&self.ops);
-        ops.by_ref().take(count as usize).for_each(drop);
-        let at = ops.offset();
-        let units = self.units / 2;
-        let rest = Frame {
-            ops: self.ops.slice(at..),
-            count: self.count - count,
-            units: self.units - units,
-            is_small: false,
-            entries,
-            last_failure: self.last_failure.clone(),
-            ..self
-        };
-        let first = Frame {
-            ops: self.ops.slice(..at),
-            count,
-            units,
-            is_small: self.is_small,
-            entries: self.entries,
-            last_failure: self.last_failure,
-            ..rest
-        };
-        (first, Some(rest))
-    }
-
-    /// Hands every waiter the same failure.
-    pub fn fail(self, error: &Error) {
-        for entry in self.entries {
-            entry.waiter.fail(error.clone());
-        }
-    }
-
-    /// Notes why it has to be sent again.
-    pub fn note(&mut self, failure: Error) {
-        self.attempts += 1;
-        self.last_failure = Some(failure);
-    }
-
-    /// The failure of a frame whose deadline came before it was (successfully) sent.
-    pub fn expired_unsent(&self) -> Error {
-        let waited = self.timeout.as_millis();
-        match &self.last_failure {
-            Some(failure) => Error::did_not_happen(failure.reason(), failure.message())
-                .context(format!("gave up after {waited} ms")),
-            None => Error::did_not_happen(
-                Reason::Timeout,
-                format!("not sent within {waited} ms: the node is not connected, or too slow"),
-            ),
-        }
-    }
-
-    /// The failure of a frame that was sent and not answered until its deadline.
-    pub fn expired_unanswered(&self, kind: LaneKind, address: &str) -> Error {
-        let message = format!("{address} did not answer within {} ms", self.timeout.as_millis());
-        of_kind(kind, Error::outcome_unknown(Reason::Timeout, message))
-    }
-}
-
 /// Reads have no effect, so their outcome is never unknown.
 pub(crate) fn of_kind(kind: LaneKind, error: Error) -> Error {
     if kind.is_read() { error.of_read() } else { error }
-}
-
-fn answer_entry(
-    entry: Entry,
-    reply: &FrameReply,
-    results: &mut Results<'_>,
-) -> Result<(), (Waiter, Malformed)> {
-    if let Waiter::Many(count, caller) = entry.waiter {
-        let answers: Result<Vec<_>, _> =
-            (0..count).map(|_| read_answer(entry.kind, reply, results)).collect();
-        return match answers {
-            Ok(answers) => {
-                drop(caller.send(Ok(ManyResults { index: reply.index, lag_ms: reply.lag_ms, answers })));
-                Ok(())
-            }
-            Err(malformed) => Err((Waiter::Many(count, caller), malformed)),
-        };
-    }
-    let answer = match read_answer(entry.kind, reply, results) {
-        Ok(answer) => answer,
-        Err(malformed) => return Err((entry.waiter, malformed)),
-    };
-    let result = OpResult { index: reply.index, lag_ms: reply.lag_ms, answer };
-    match entry.waiter {
-        Waiter::Call(caller) => drop(caller.send(Ok(result))),
-        Waiter::Done(done) => run(done, Ok(result)),
-        Waiter::Many(..) => {}
-    }
-    Ok(())
-}
-
-fn read_answer(kind: Kind, reply: &FrameReply, results: &mut Results<'_>) -> Result<OpAnswer, Malformed> {
-    let from = results.offset();
-    Ok(match results.next(kind)? {
-        PackedResult::Code(code) => OpAnswer::Code(code),
-        PackedResult::Batch(code, codes) => OpAnswer::Batch(code, reply.results.slice_ref(codes)),
-        PackedResult::Node(node) => OpAnswer::Node(Node::from_packed(Bytes::new(), &node, &reply.results)),
-        PackedResult::Token(code, token) => OpAnswer::Token(code, token),
-        PackedResult::Count(code, count) => OpAnswer::Count(code, count),
-        PackedResult::Txn(txn) => OpAnswer::Txn(txn.code, reply.results.slice(from..results.offset())),
-    })
 }
 
 /// Where a lane goes that has something to send: to this node, or first to have its node found.
@@ -256,19 +68,12 @@ pub(crate) enum Cut {
     Elsewhere(Destination),
 }
 
-/// The frame that is being packed.
-struct Open {
-    ops: Vec<u8>,
-    entries: Vec<Entry>,
-    count: u32,
-    units: usize,
-    timeout: Duration,
-    deadline: Instant,
-}
-
 #[derive(Default)]
 struct State {
-    open: Option<Open>,
+    /// The frame that is being packed.
+    open: Option<Contents>,
+    /// None: reads, and writes that are not numbered.
+    numbering: Option<Numbering>,
     /// Full frames and frames to be sent again, in order.
     closed: VecDeque<Frame>,
     route: Destination,
@@ -277,10 +82,19 @@ struct State {
     /// Nothing is sent before this time.
     paused_until: Option<Instant>,
     small_frames: usize,
-    next_sequence: u64,
+    next_place: u64,
     /// Size of the last frame, a guess at the next.
     last_bytes: usize,
     last_entries: usize,
+}
+
+/// How lanes form frames.
+#[derive(Clone, Copy)]
+pub(crate) struct LaneOptions {
+    pub frame_ops_max: u32,
+    pub small_frames_max: usize,
+    /// Who writes, if every write shall happen once.
+    pub identity: Option<Identity>,
 }
 
 /// One group's operations of one kind.
@@ -293,9 +107,11 @@ pub(crate) struct Lane {
 }
 
 impl Lane {
-    pub fn new(group: u32, kind: LaneKind, frame_ops_max: usize, small_frames_max: usize) -> Lane {
-        let frame_ops_max = u32::try_from(frame_ops_max).unwrap_or(u32::MAX);
-        Lane { group, kind, frame_ops_max, small_frames_max, state: Mutex::default() }
+    pub fn new(group: u32, kind: LaneKind, options: LaneOptions) -> Lane {
+        let LaneOptions { frame_ops_max, small_frames_max, identity } = options;
+        let numbering = identity.filter(|_| !kind.is_read()).map(Numbering::new);
+        let state = Mutex::new(State { numbering, ..State::default() });
+        Lane { group, kind, frame_ops_max, small_frames_max, state }
     }
 
     /// Packs operations that get one answer. The caller schedules the lane when told to.
@@ -330,7 +146,10 @@ impl Lane {
     }
 
     fn has_sendable(&self, state: &State) -> bool {
-        !state.closed.is_empty() || (state.open.is_some() && self.may_send_small(state))
+        match state.closed.front() {
+            Some(frame) => frame.sequence.is_some() || state.has_number(),
+            None => state.open.is_some() && self.may_send_small(state) && state.has_number(),
+        }
     }
 
     fn may_send_small(&self, state: &State) -> bool {
@@ -346,24 +165,25 @@ impl Lane {
             return Cut::Elsewhere(state.route.clone());
         }
         let next = if state.paused_until.is_some() { None } else { self.take_next(&mut state) };
-        let Some(frame) = next else {
+        let Some(mut frame) = next else {
             state.is_scheduled = false;
             return Cut::Nothing;
         };
         if frame.deadline <= now {
             return Cut::Expired(frame);
         }
+        state.seal(&mut frame);
         let more = self.has_sendable(&state);
         state.is_scheduled = more;
         Cut::Frame(frame, more)
     }
 
     fn take_next(&self, state: &mut State) -> Option<Frame> {
+        if !self.has_sendable(state) {
+            return None;
+        }
         if let Some(frame) = state.closed.pop_front() {
             return Some(frame);
-        }
-        if !self.may_send_small(state) {
-            return None;
         }
         state.close_open();
         let mut frame = state.closed.pop_front()?;
@@ -372,13 +192,34 @@ impl Lane {
         Some(frame)
     }
 
-    /// A frame was answered or given up: the next small one may go.
-    pub fn settle(&self, is_small: bool) -> Option<Destination> {
-        if !is_small {
+    /// A frame was answered or given up: the next ones may go.
+    pub fn settle(&self, is_small: bool, sequence: Option<u64>) -> Option<Destination> {
+        if !is_small && sequence.is_none() {
             return None;
         }
         let mut state = self.state.lock();
-        state.small_frames -= 1;
+        state.small_frames -= usize::from(is_small);
+        if let (Some(sequence), Some(numbering)) = (sequence, &mut state.numbering) {
+            numbering.settle(sequence);
+        }
+        self.schedule(&mut state)
+    }
+
+    /// A number, and the lowest one in use, for a write that travels outside of frames. None when
+    /// writes are not numbered. To be settled with [`Lane::settle`].
+    pub fn take_number(&self) -> Option<(u64, u64)> {
+        let mut state = self.state.lock();
+        let numbering = state.numbering.as_mut()?;
+        let sequence = numbering.take();
+        Some((sequence, numbering.acknowledged_below()))
+    }
+
+    /// The store refused a number that was never sent before.
+    pub fn refuse_number(&self, sequence: u64) -> Option<Destination> {
+        let mut state = self.state.lock();
+        if let Some(numbering) = &mut state.numbering {
+            numbering.refused(sequence);
+        }
         self.schedule(&mut state)
     }
 
@@ -388,7 +229,7 @@ impl Lane {
         let mut state = self.state.lock();
         state.small_frames -= usize::from(frame.is_small);
         frame.is_small = false;
-        let place = state.closed.partition_point(|other| other.sequence < frame.sequence);
+        let place = state.closed.partition_point(|other| other.place < frame.place);
         state.closed.insert(place, frame);
         if !pause.is_zero() {
             state.paused_until = state.paused_until.max(Some(Instant::now() + pause));
@@ -399,7 +240,7 @@ impl Lane {
     /// What time brings: the end of a pause, and unsent frames whose deadline is over.
     pub fn tick(&self, now: Instant) -> (Vec<Frame>, Option<Destination>) {
         let mut state = self.state.lock();
-        if state.open.as_ref().is_some_and(|open| open.is_stale(now)) {
+        if state.open.as_ref().is_some_and(|open| is_stale(open, now)) {
             state.close_open();
         }
         let expired = state.take_expired(now);
@@ -432,7 +273,7 @@ impl Lane {
         let mut state = self.state.lock();
         state.close_open();
         for frame in &mut state.closed {
-            frame.last_failure = Some(failure.clone());
+            frame.note_obstacle(failure);
         }
     }
 
@@ -453,11 +294,9 @@ pub(crate) struct Size {
     pub units: u32,
 }
 
-impl Open {
-    /// Whoever joined now would be given up too early, with the first.
-    fn is_stale(&self, now: Instant) -> bool {
-        self.deadline <= now + self.timeout - self.timeout / 16
-    }
+/// Whoever joined this frame now would be given up too early, with the first.
+fn is_stale(open: &Contents, now: Instant) -> bool {
+    open.deadline <= now + open.timeout - open.timeout / 16
 }
 
 impl State {
@@ -485,15 +324,22 @@ impl State {
     }
 
     #[inline]
-    fn opened(&mut self, timeout: Duration) -> &mut Open {
+    fn opened(&mut self, timeout: Duration) -> &mut Contents {
         let (last_bytes, last_entries) = (self.last_bytes, self.last_entries);
-        self.open.get_or_insert_with(|| Open {
-            ops: Vec::with_capacity(last_bytes),
-            entries: Vec::with_capacity(last_entries),
-            count: 0,
-            units: 0,
-            timeout,
-            deadline: Instant::now() + timeout,
+        let is_numbered = self.numbering.is_some();
+        self.open.get_or_insert_with(|| {
+            let mut ops = Vec::with_capacity(last_bytes);
+            if is_numbered {
+                ops.resize(Scope::PACKED_BYTES, 0);
+            }
+            Contents {
+                ops,
+                entries: Vec::with_capacity(last_entries),
+                count: 0,
+                units: 0,
+                timeout,
+                deadline: Instant::now() + timeout,
+            }
         })
     }
 
@@ -501,34 +347,45 @@ impl State {
         let Some(open) = self.open.take() else { return };
         self.last_bytes = open.ops.len().min(FRAME_BYTES_TARGET);
         self.last_entries = open.entries.len();
-        let sequence = self.next_sequence;
-        self.next_sequence += 1;
-        self.closed.push_back(Frame {
-            ops: open.ops.into(),
-            count: open.count,
-            units: open.units,
-            deadline: open.deadline,
-            attempts: 0,
-            is_small: false,
-            timeout: open.timeout,
-            sequence,
-            entries: open.entries,
-            last_failure: None,
+        let place = self.next_place;
+        self.next_place += 1;
+        self.closed.push_back(Frame::new(open, place));
+    }
+
+    /// True when a frame that was not sent before may be sent.
+    fn has_number(&self) -> bool {
+        self.numbering.as_ref().is_none_or(Numbering::has_room)
+    }
+
+    /// Numbers a frame that goes out now.
+    fn seal(&mut self, frame: &mut Frame) {
+        let numbers = self.numbering.as_mut().map(|numbering| {
+            frame.sequence.get_or_insert_with(|| numbering.take());
+            (numbering.client_id(), numbering.acknowledged_below())
         });
+        frame.seal(numbers);
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::answer::OpResult;
     use crate::limit::units;
-    use crate::packed::Op;
-    use crate::v1::Code;
+    use crate::packed::{Op, ops};
+    use crate::v1::failure::Reason;
+    use crate::v1::{Code, FrameReply};
+    use tokio::sync::oneshot;
 
     const TIMEOUT: Duration = Duration::from_secs(5);
 
     fn lane_and_pipe(small_frames_max: usize) -> (Arc<Lane>, Arc<Pipe>) {
-        let lane = Arc::new(Lane::new(1, LaneKind::Write, 4, small_frames_max));
+        lane_of(small_frames_max, None)
+    }
+
+    fn lane_of(small_frames_max: usize, identity: Option<Identity>) -> (Arc<Lane>, Arc<Pipe>) {
+        let options = LaneOptions { frame_ops_max: 4, small_frames_max, identity };
+        let lane = Arc::new(Lane::new(1, LaneKind::Write, options));
         let pipe = Arc::new(Pipe::new("n1:9332".into()));
         lane.set_route(pipe.clone());
         (lane, pipe)
@@ -571,7 +428,7 @@ mod tests {
         assert!(!put(&lane, TIMEOUT).0);
         assert!(!put(&lane, TIMEOUT).0);
         assert!(cut(&lane, &pipe).is_none());
-        assert!(lane.settle(first.is_small).is_some(), "the answer lets the next one go");
+        assert!(lane.settle(first.is_small, None).is_some(), "the answer lets the next one go");
         assert_eq!(counts(&lane, &pipe), [2]);
     }
 
@@ -595,7 +452,7 @@ mod tests {
         for frame in frames {
             assert!(lane.give_back(frame, Duration::ZERO).is_none(), "it is queued already");
         }
-        let order: Vec<u64> = std::iter::from_fn(|| cut(&lane, &pipe)).map(|frame| frame.sequence).collect();
+        let order: Vec<u64> = std::iter::from_fn(|| cut(&lane, &pipe)).map(|frame| frame.place).collect();
         assert_eq!(order, [0, 1, 2]);
     }
 
@@ -652,5 +509,51 @@ mod tests {
         let result = first.try_recv().unwrap().unwrap();
         assert_eq!((result.index, result.code()), (7, Code::Success));
         assert!(!second.try_recv().unwrap().unwrap_err().is_definite());
+    }
+
+    fn scope(frame: &Frame) -> Scope {
+        let bytes = frame.ops();
+        assert_eq!(ops(&bytes).count(), frame.count as usize + 1);
+        Scope::read(&ops(&bytes).next().unwrap().unwrap()).unwrap()
+    }
+
+    #[test]
+    fn frames_are_numbered_as_they_go_out_and_keep_their_number() {
+        let (lane, pipe) = lane_of(4, Some(Identity { client_id: [7; 16], is_shared: false }));
+        let _answers: Vec<_> = (0..6).map(|_| put(&lane, TIMEOUT)).collect();
+        let first = cut(&lane, &pipe).unwrap();
+        let wanted =
+            Scope { client_id: [7; 16], sequence: 1, acknowledged_below: 1, operations: 4, is_retry: false };
+        assert_eq!(scope(&first), wanted);
+        let mut second = cut(&lane, &pipe).unwrap();
+        assert_eq!(scope(&second), Scope { sequence: 2, operations: 2, ..wanted });
+        lane.settle(false, first.sequence);
+        second.note(Error::did_not_happen(Reason::NotLeader, "not leader"));
+        lane.give_back(second, Duration::ZERO);
+        let mut second = cut(&lane, &pipe).unwrap();
+        assert_eq!(scope(&second), Scope { sequence: 2, operations: 2, ..wanted }, "the very same frame");
+        second.note(Error::outcome_unknown(Reason::Timeout, "late"));
+        lane.give_back(second, Duration::ZERO);
+        let mut second = cut(&lane, &pipe).unwrap();
+        let retry = Scope { sequence: 2, acknowledged_below: 2, operations: 2, is_retry: true, ..wanted };
+        assert_eq!(scope(&second), retry);
+        let sequence = second.unnumber().unwrap();
+        lane.refuse_number(sequence);
+        lane.give_back(second, Duration::ZERO);
+        assert_eq!(scope(&cut(&lane, &pipe).unwrap()).sequence, 3);
+    }
+
+    #[test]
+    fn frame_that_may_have_happened_never_fails_definitely() {
+        let (lane, pipe) = lane_of(4, Some(Identity { client_id: [7; 16], is_shared: false }));
+        let (_, mut answer) = put(&lane, TIMEOUT);
+        let mut frame = cut(&lane, &pipe).unwrap();
+        frame.note(Error::outcome_unknown(Reason::Timeout, "late"));
+        frame.note(Error::did_not_happen(Reason::NotLeader, "not leader"));
+        let error = frame.expired_unsent();
+        frame.fail(&error);
+        let error = answer.try_recv().unwrap().unwrap_err();
+        assert!(!error.is_definite() && error.reason() == Reason::Timeout, "{error}");
+        assert!(error.message().contains("late") && error.message().contains("not leader"), "{error}");
     }
 }

@@ -51,7 +51,10 @@
 //! ```
 //!
 //! What definitely did not happen is tried again within the deadline of the call (5 s unless set),
-//! and so are reads; a write whose outcome is unknown never is.
+//! and so are reads. A write whose outcome is unknown is tried again as well, and happens once: the
+//! client numbers its writes, and the store remembers the numbers and the answers. Only when the
+//! deadline is over, or the store had to forget the number, the caller hears of an unknown outcome.
+//! [`ClientBuilder::exactly_once`] switches this off.
 //!
 //! # Compare-and-set
 //! Expect an index rather than a value to notice that the same value was written again:
@@ -99,6 +102,60 @@
 //! # }
 //! ```
 //!
+//! # Temporary nodes
+//! What a client makes with a time to live belongs to it and ends unless it is renewed:
+//!
+//! ```no_run
+//! # async fn example(group: dtkv_client::Group) -> Result<(), dtkv_client::Error> {
+//! use std::time::Duration;
+//!
+//! let ttl = Duration::from_secs(30);
+//! group.put_temp("node.a", "10.0.0.1", ttl).await?;
+//! // Renews everything that this client owns in the group, until it is dropped.
+//! let alive = group.keep_alive_every(ttl / 3, ttl)?;
+//! println!("lost: {}", alive.lost().await);
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Locks
+//! A lock has a queue in the store, a lease, and a fencing token for each grant that writes can name
+//! ([`Group::guarded`]). [`AutoRenewalLock`] keeps one for as long as it can: leader election.
+//!
+//! ```no_run
+//! # async fn example(group: dtkv_client::Group) -> Result<(), dtkv_client::Error> {
+//! use std::time::Duration;
+//!
+//! let lock = group.lock("app.lock")?;
+//! match lock.try_lock(Duration::from_secs(30), Duration::from_secs(5)).await? {
+//!     Some(token) => {
+//!         group.guarded(&token).put("app.state", "mine").await?;
+//!         lock.unlock().await?;
+//!     }
+//!     None => println!("somebody else has it"),
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
+//! # Transactions
+//! ```no_run
+//! # async fn example(group: dtkv_client::Group) -> Result<(), dtkv_client::Error> {
+//! use dtkv_client::{Compare, Relation, TxnOp};
+//!
+//! let done = group
+//!     .txn()
+//!     .when(Compare::value("account.a", Relation::Equal, "10"))
+//!     .then(TxnOp::put("account.a", "5"))
+//!     .then(TxnOp::put("account.b", "5"))
+//!     .or_else(TxnOp::get("account.a"))
+//!     .commit()
+//!     .await?;
+//! println!("moved: {}, at index {}", done.succeeded, done.index);
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # High rates
 //! [`Group::submit`] packs an operation into the frame that goes out next and calls back when it is
 //! answered: no task, no future. What is in flight is bounded; [`Group::ready`] waits for room.
@@ -139,28 +196,38 @@ pub mod admin;
 mod answer;
 mod batch;
 mod channel;
+mod check;
 mod client;
 mod dispatch;
 mod error;
+mod frame;
 mod group;
+mod keep_alive;
 mod lane;
 mod limit;
 pub mod limits;
 mod list;
+mod lock;
+mod numbering;
 pub mod packed;
 mod pipe;
 pub mod placement;
 mod retry;
 mod route;
+mod temp;
+mod txn;
 mod unary;
 
 pub use answer::{
     BatchRead, BatchWritten, CasOutcome, Expect, ListOptions, Made, MkdirOptions, New, Node, OpAnswer,
-    OpResult, Page, PutOptions, ReadAnswer, RemoveOptions, Removed, Written,
+    OpResult, Owned, Page, PutOptions, ReadAnswer, RemoveOptions, Removed, Renewed, Written,
 };
 pub use client::{Client, ClientBuilder};
 pub use error::{Error, ErrorKind, explain};
 pub use group::Group;
+pub use keep_alive::{KeepAlive, KeepAliveStatus};
+pub use lock::{AutoRenewalLock, Leadership, Lock, LockState, LockToken};
+pub use txn::{Compare, Relation, Txn, TxnDone, TxnOp};
 pub use v1::Consistency;
 
 /// The generated types of package `dtkv.v1`, client and server stubs.

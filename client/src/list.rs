@@ -4,7 +4,6 @@ use crate::answer::{ListOptions, Node, Page};
 use crate::error::Error;
 use crate::group::Group;
 use crate::limits::check_key_or_root;
-use crate::unary::Unary;
 use crate::v1::{self, Code};
 use bytes::Bytes;
 use futures::stream::{self, BoxStream};
@@ -23,23 +22,23 @@ pub(crate) async fn page(group: &Group, key: Bytes, options: ListOptions) -> Res
         recursive: options.recursive,
     };
     let response = group
-        .unary(Unary::read(group.consistency), move |mut kv, context| {
-            let request = context.wrap(request.clone());
+        .unary_read(move |mut kv, attempt| {
+            let request = attempt.wrap(request.clone());
             async move { kv.list(request).await }
         })
         .await?;
-    match response.code() {
-        Code::Success => Ok(to_page(response)),
-        code => Err(Error::refused(code)),
-    }
+    to_page(response)
 }
 
-fn to_page(response: v1::ListResponse) -> Page {
-    Page {
-        index: response.index,
-        lag_ms: response.lag_ms,
-        nodes: response.nodes.into_iter().map(Node::from).collect(),
-        continuation: (!response.continuation.is_empty()).then_some(response.continuation),
+pub(crate) fn to_page(response: v1::ListResponse) -> Result<Page, Error> {
+    match response.code() {
+        Code::Success => Ok(Page {
+            index: response.index,
+            lag_ms: response.lag_ms,
+            nodes: response.nodes.into_iter().map(Node::from).collect(),
+            continuation: (!response.continuation.is_empty()).then_some(response.continuation),
+        }),
+        code => Err(Error::refused(code)),
     }
 }
 

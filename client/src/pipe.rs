@@ -4,7 +4,8 @@
 use crate::channel::{Address, call_error};
 use crate::client::Shared;
 use crate::error::Error;
-use crate::lane::{Cut, Frame, Lane};
+use crate::frame::Frame;
+use crate::lane::{Cut, Lane};
 use crate::retry;
 use crate::v1;
 use crate::v1::failure::Reason;
@@ -22,7 +23,8 @@ use tokio::sync::Notify;
 use tokio::time::Instant;
 use tonic::Streaming;
 
-/// A node that was silent for so long, and beyond a deadline, is taken for dead.
+/// A node that was silent for so long, and beyond a deadline or half of the time of a frame that may
+/// be sent again, is taken for dead.
 const SILENCE_MAX: Duration = Duration::from_secs(1);
 const RECONNECT_DELAY_MAX: Duration = Duration::from_millis(250);
 /// A node that is slow enough to be told apart from a dead one must answer before the deadline of
@@ -58,6 +60,13 @@ struct Sent {
     lane: Arc<Lane>,
     frame: Frame,
     at: Instant,
+}
+
+impl Sent {
+    /// There is time enough to ask somebody else.
+    fn is_worth_a_retry(&self, now: Instant) -> bool {
+        self.frame.is_repeatable(self.lane.kind) && self.at + self.frame.timeout / 2 <= now
+    }
 }
 
 impl Pipe {
@@ -115,7 +124,8 @@ impl Pipe {
         let heard = state.heard;
         let expired: Vec<Sent> = expired.into_iter().filter_map(|id| state.sent.remove(&id)).collect();
         self.sent_frames.store(state.sent.len(), Ordering::Relaxed);
-        if heard + SILENCE_MAX <= now && expired.iter().any(|sent| sent.at >= heard) {
+        let mut waiting = state.sent.values().filter(|sent| sent.is_worth_a_retry(now)).chain(&expired);
+        if heard + SILENCE_MAX <= now && waiting.any(|sent| sent.at >= heard) {
             state.is_suspect = true;
             self.owner.notify_one();
         }
@@ -353,7 +363,7 @@ impl Outgoing {
             id: 0,
             group_id: lane.group,
             count: frame.count,
-            ops: frame.ops.clone(),
+            ops: frame.ops(),
             consistency: lane.kind.consistency().into(),
             read: lane.kind.is_read(),
             timeout_ms: timeout_ms(frame.deadline, now),

@@ -23,10 +23,13 @@ pub(crate) enum Next {
     Fail,
 }
 
-/// Decides after failure number `attempt` (the first is 1).
-pub(crate) fn decide(error: &Error, is_read: bool, attempt: u32) -> Next {
+/// Decides after failure number `attempt` (the first is 1). What is repeatable, reads and writes that
+/// are numbered, may have happened: once more does no harm.
+pub(crate) fn decide(error: &Error, is_repeatable: bool, attempt: u32) -> Next {
     let unknown = error.kind() == ErrorKind::OutcomeUnknown;
-    if matches!(error.kind(), ErrorKind::Refused(_) | ErrorKind::InvalidRequest) || (unknown && !is_read) {
+    if matches!(error.kind(), ErrorKind::Refused(_) | ErrorKind::InvalidRequest)
+        || (unknown && !is_repeatable)
+    {
         return Next::Fail;
     }
     let delay = error.retry_after().unwrap_or(Duration::ZERO).max(delay(attempt));
@@ -68,7 +71,7 @@ mod tests {
     }
 
     #[test]
-    fn unknown_outcome_of_a_write_is_never_tried_again() {
+    fn unknown_outcome_of_a_write_without_a_number_is_never_tried_again() {
         for number in 0..=9 {
             let reason = Reason::try_from(number).unwrap();
             assert_eq!(decide(&failure(reason, true), false, 1), Next::Fail);
@@ -76,7 +79,7 @@ mod tests {
     }
 
     #[test]
-    fn lost_read_is_tried_again() {
+    fn lost_read_or_numbered_write_is_tried_again() {
         assert!(matches!(decide(&failure(Reason::Timeout, true), true, 1), Next::Rediscover(_)));
         assert_eq!(decide(&failure(Reason::Unspecified, true), true, 1), Next::Rediscover(Duration::ZERO));
     }

@@ -5,74 +5,211 @@ use crate::client::Shared;
 use crate::error::{Error, ErrorKind};
 use crate::group::Group;
 use crate::retry::{self, Next};
-use crate::v1::Consistency;
 use crate::v1::failure::Reason;
 use crate::v1::kv_client::KvClient;
+use crate::v1::{self, Code, Consistency};
 use std::future::Future;
 use std::time::Duration;
 use tokio::time::Instant;
 use tonic::transport::Channel;
 use tonic::{Request, Response, Status};
 
-/// What a unary call is, as far as routing and retries go.
-#[derive(Clone, Copy)]
-pub(crate) struct Unary {
-    is_read: bool,
-    any_replica: bool,
+/// The stub that a unary call is made with.
+pub(crate) type Kv = KvClient<Channel>;
+
+/// One attempt at a call: what goes into its request.
+#[derive(Clone)]
+pub(crate) struct Attempt {
+    left: Duration,
+    /// Writes: who they come from, and their number if they are to happen once.
+    pub session: Option<v1::Session>,
 }
 
-impl Unary {
-    pub fn write() -> Unary {
-        Unary { is_read: false, any_replica: false }
-    }
-
-    pub fn read(consistency: Consistency) -> Unary {
-        Unary { is_read: true, any_replica: consistency == Consistency::Stale }
-    }
-}
-
-/// Puts the time that is left into a request.
-#[derive(Clone, Copy)]
-pub(crate) struct Remaining(Duration);
-
-impl Remaining {
-    pub fn wrap<T>(self, message: T) -> Request<T> {
+impl Attempt {
+    /// Puts the time that is left into a request.
+    pub fn wrap<T>(&self, message: T) -> Request<T> {
         let mut request = Request::new(message);
-        request.set_timeout(self.0);
+        request.set_timeout(self.left);
         request
     }
 }
 
+/// An answer to a write.
+pub(crate) trait WriteAnswer {
+    /// The code of the write as a whole.
+    fn whole(&self) -> Code;
+}
+
+impl WriteAnswer for v1::BatchWriteResponse {
+    fn whole(&self) -> Code {
+        self.code()
+    }
+}
+
+/// The number of a write that travels outside of frames; given back when this is dropped.
+struct Number<'a> {
+    group: &'a Group,
+    /// None: writes are not numbered.
+    numbers: Option<(u64, u64)>,
+}
+
+impl<'a> Number<'a> {
+    fn take(group: &'a Group) -> Number<'a> {
+        Number { group, numbers: group.lanes.write().take_number() }
+    }
+
+    fn session(&self, retry: bool) -> v1::Session {
+        let (sequence, acknowledged_below) = self.numbers.unwrap_or_default();
+        let client_id = self.group.handle.shared().options.identity.client_id;
+        let client_id = bytes::Bytes::copy_from_slice(&client_id);
+        v1::Session { client_id, sequence, acknowledged_below, retry }
+    }
+
+    /// The store did not take this number; the next one comes in its place.
+    fn renew(&mut self) {
+        let lane = self.group.lanes.write();
+        let destination = self.numbers.take().and_then(|(sequence, _)| lane.refuse_number(sequence));
+        if let Some(destination) = destination {
+            self.group.handle.shared().schedule(lane.clone(), destination);
+        }
+        self.numbers = lane.take_number();
+    }
+}
+
+impl Drop for Number<'_> {
+    fn drop(&mut self) {
+        let Some((sequence, _)) = self.numbers else { return };
+        let lane = self.group.lanes.write();
+        if let Some(destination) = lane.settle(false, Some(sequence)) {
+            self.group.handle.shared().schedule(lane.clone(), destination);
+        }
+    }
+}
+
 impl Group {
-    /// Runs one unary call until it succeeds, must not be repeated, or the deadline is over.
-    pub(crate) async fn unary<T, F, C>(&self, what: Unary, call: C) -> Result<T, Error>
+    /// Runs a unary call that reads, until it succeeds, must not be repeated, or the deadline is over.
+    pub(crate) async fn unary_read<T, F, C>(&self, call: C) -> Result<T, Error>
     where
-        C: Fn(KvClient<Channel>, Remaining) -> F,
+        C: Fn(Kv, Attempt) -> F,
         F: Future<Output = Result<Response<T>, Status>>,
     {
-        let shared = self.handle.shared();
+        let any_replica = self.consistency == Consistency::Stale;
         let deadline = Instant::now() + self.timeout;
         let mut attempt = 0;
         loop {
-            let address = shared.find_target(self.id, what.any_replica, deadline).await?;
-            let left = Remaining(deadline.saturating_duration_since(Instant::now()));
-            let kv = shared.channels.kv(&address)?;
-            let outcome = tokio::time::timeout_at(deadline, call(kv, left)).await;
-            let error = match outcome {
-                Ok(Ok(response)) => return Ok(response.into_inner()),
-                Ok(Err(status)) => call_error(&address, &status),
-                Err(_) => no_answer(&address, self.timeout),
+            let error = match self.attempt(any_replica, deadline, None, &call).await? {
+                Ok(answer) => return Ok(answer),
+                Err(tried) => tried.of_read(),
             };
-            let error = if what.is_read { error.of_read() } else { error };
             attempt += 1;
-            let Some(pause) = shared.after_failure(self.id, &address, &error, what.is_read, attempt) else {
-                return Err(error);
-            };
-            if Instant::now() + pause >= deadline {
-                return Err(error);
-            }
-            tokio::time::sleep(pause).await;
+            self.pause_after(error, true, attempt, deadline).await?;
         }
+    }
+
+    /// Runs a unary call that writes, likewise. When writes are numbered it happens once, however
+    /// often it is sent.
+    pub(crate) async fn unary_write<T, F, C>(&self, call: C) -> Result<T, Error>
+    where
+        T: WriteAnswer,
+        C: Fn(Kv, Attempt) -> F,
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let deadline = Instant::now() + self.timeout;
+        let mut number = Number::take(self);
+        let is_numbered = number.numbers.is_some();
+        let (mut attempt, mut unknown) = (0, None::<Error>);
+        loop {
+            let session = Some(number.session(unknown.is_some()));
+            let tried = self.attempt(false, deadline, session, &call).await;
+            let tried = match tried {
+                Ok(Ok(answer)) if is_numbered && answer.whole() == Code::SessionExpired => {
+                    number.renew();
+                    Ok(Err(Tried { address: None, error: Error::session_expired() }))
+                }
+                tried => tried,
+            };
+            let of_unknown = |error: Error, unknown: &Option<Error>| match unknown {
+                Some(first) => error.of_unknown(first),
+                None => error,
+            };
+            let failed = match tried {
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(failed)) => failed,
+                Err(no_route) => return Err(of_unknown(no_route, &unknown)),
+            };
+            attempt += 1;
+            if failed.address.is_none() && unknown.is_some() {
+                return Err(of_unknown(failed.error, &unknown));
+            }
+            if is_numbered && !failed.error.is_definite() {
+                unknown.get_or_insert_with(|| failed.error.clone());
+            }
+            let paused = self.pause_after(failed, is_numbered, attempt, deadline).await;
+            paused.map_err(|error| of_unknown(error, &unknown))?;
+        }
+    }
+
+    /// Sends a request once. The outer error: there was nobody to send it to.
+    async fn attempt<T, F, C>(
+        &self,
+        any_replica: bool,
+        deadline: Instant,
+        session: Option<v1::Session>,
+        call: &C,
+    ) -> Result<Result<T, Tried>, Error>
+    where
+        C: Fn(Kv, Attempt) -> F,
+        F: Future<Output = Result<Response<T>, Status>>,
+    {
+        let shared = self.handle.shared();
+        let address = shared.find_target(self.id, any_replica, deadline).await?;
+        let left = deadline.saturating_duration_since(Instant::now());
+        let kv = shared.channels.kv(&address)?;
+        let outcome = tokio::time::timeout_at(deadline, call(kv, Attempt { left, session })).await;
+        let error = match outcome {
+            Ok(Ok(response)) => return Ok(Ok(response.into_inner())),
+            Ok(Err(status)) => call_error(&address, &status),
+            Err(_) => no_answer(&address, self.timeout),
+        };
+        Ok(Err(Tried { address: Some(address), error }))
+    }
+
+    /// Notes what a failure says, and waits before the next attempt; the error when there must be
+    /// none.
+    async fn pause_after(
+        &self,
+        tried: Tried,
+        is_repeatable: bool,
+        attempt: u32,
+        deadline: Instant,
+    ) -> Result<(), Error> {
+        let Tried { address, error } = tried;
+        let pause = match &address {
+            Some(address) => {
+                self.handle.shared().after_failure(self.id, address, &error, is_repeatable, attempt)
+            }
+            None => Some(retry::delay(attempt)),
+        };
+        match pause {
+            Some(pause) if Instant::now() + pause < deadline => {
+                tokio::time::sleep(pause).await;
+                Ok(())
+            }
+            _ => Err(error),
+        }
+    }
+}
+
+/// A request that came to nothing.
+struct Tried {
+    /// None: it did arrive, but the store did not take its number.
+    address: Option<Address>,
+    error: Error,
+}
+
+impl Tried {
+    fn of_read(self) -> Tried {
+        Tried { error: self.error.of_read(), ..self }
     }
 }
 
@@ -89,10 +226,10 @@ impl Shared {
         group: u32,
         address: &Address,
         error: &Error,
-        is_read: bool,
+        is_repeatable: bool,
         attempt: u32,
     ) -> Option<Duration> {
-        match retry::decide(error, is_read, attempt) {
+        match retry::decide(error, is_repeatable, attempt) {
             Next::Fail => {
                 // A leader that is cut off from the others may answer nothing else for long.
                 if error.kind() == ErrorKind::OutcomeUnknown {

@@ -11,3 +11,9 @@ mod fake;
 mod faults;
 #[path = "library/load.rs"]
 mod load;
+#[path = "library/locks.rs"]
+mod locks;
+#[path = "library/once.rs"]
+mod once;
+#[path = "library/owners.rs"]
+mod owners;

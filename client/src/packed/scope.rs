@@ -29,14 +29,24 @@ impl Scope {
     /// Bytes of the packed form.
     pub const PACKED_BYTES: usize = super::HEADER_BYTES + VALUE_BYTES + 24;
 
-    /// Appends the packed form.
-    pub fn pack(&self, out: &mut Vec<u8>) {
-        let mut value = [0; VALUE_BYTES];
+    /// The packed form.
+    pub fn to_bytes(&self) -> [u8; Scope::PACKED_BYTES] {
+        let mut bytes = [0; Scope::PACKED_BYTES];
+        bytes[0] = Kind::Scope as u8;
+        bytes[1] = super::SESSION;
+        bytes[4] = VALUE_BYTES as u8;
+        let (value, session) = bytes[super::HEADER_BYTES..].split_at_mut(VALUE_BYTES);
         value[..8].copy_from_slice(&self.acknowledged_below.to_le_bytes());
         value[8..10].copy_from_slice(&self.operations.to_le_bytes());
         value[10] = if self.is_retry { RETRY } else { 0 };
-        let session = Some((self.client_id, self.sequence));
-        Op { session, ..Op::new(Kind::Scope, b"", &value) }.pack(out);
+        session[..16].copy_from_slice(&self.client_id);
+        session[16..].copy_from_slice(&self.sequence.to_le_bytes());
+        bytes
+    }
+
+    /// Appends the packed form.
+    pub fn pack(&self, out: &mut Vec<u8>) {
+        out.extend_from_slice(&self.to_bytes());
     }
 
     /// Reads a scope. None when the operation is none, or a broken one: a key, a wrong length,

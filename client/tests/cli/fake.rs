@@ -2,6 +2,8 @@
 
 mod admin;
 mod kv;
+#[path = "../library/fake/owners.rs"]
+mod owners;
 mod tree;
 
 use dtkv_client::v1::admin_server::AdminServer;
@@ -91,6 +93,11 @@ impl Fake {
     /// From now on every write is answered with this failure.
     pub fn fail_writes(&self, failure: Failure) {
         *self.state.failure.lock() = Some(failure);
+    }
+
+    /// Looks at the temporary nodes and locks of group 1, or changes them.
+    pub fn owners<T>(&self, work: impl FnOnce(&mut owners::Owners) -> T) -> T {
+        self.state.with_tree(1, |tree| work(&mut tree.owners)).unwrap()
     }
 
     /// Calls that changed the cluster.

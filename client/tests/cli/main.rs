@@ -6,6 +6,7 @@ mod admin;
 mod bench;
 mod fake;
 mod keys;
+mod owners;
 mod settings;
 
 use fake::Fake;

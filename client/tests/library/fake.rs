@@ -1,6 +1,8 @@
 //! Nodes that speak the public contract over loopback, with a map for a state machine. Each runs
 //! in its own runtime, so that it can be killed with all its connections.
 
+use dtkv_client::packed::scope::Scope;
+use dtkv_client::packed::txn::{Txn, TxnResult};
 use dtkv_client::packed::{self, Kind, Op, PackedNode};
 use dtkv_client::v1::admin_server::{Admin, AdminServer};
 use dtkv_client::v1::failure::Reason;
@@ -9,6 +11,7 @@ use dtkv_client::v1::*;
 use futures::stream::BoxStream;
 use parking_lot::Mutex;
 use prost::Message;
+use sessions::Verdict;
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -19,9 +22,18 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::server::TcpIncoming;
 use tonic::{Request, Response, Status, Streaming};
 
+#[path = "fake/owners.rs"]
+mod owners;
+#[path = "fake/sessions.rs"]
+mod sessions;
+
 /// What a node does with a frame.
 pub enum Act {
     Serve,
+    /// Carries the frame out and ends the stream without an answer.
+    ServeAndBreak,
+    /// Carries the frame out, and fails nevertheless.
+    ServeAndFail(Failure),
     Delay(Duration),
     Fail(Failure),
     /// Answers that all went well and does nothing.
@@ -44,6 +56,7 @@ pub struct Seen {
     pub bytes: usize,
     pub read: bool,
     pub timeout_ms: u32,
+    pub scope: Option<Scope>,
 }
 
 /// Group and key to value and update index.
@@ -58,6 +71,10 @@ pub struct World {
     pub rumours: Mutex<BTreeMap<u32, u64>>,
     pub members: Mutex<BTreeMap<u32, Vec<u64>>>,
     pub data: Mutex<Data>,
+    pub sessions: Mutex<sessions::Sessions>,
+    pub owners: Mutex<owners::Owners>,
+    /// How often each key was put.
+    pub puts: Mutex<BTreeMap<Vec<u8>, usize>>,
     pub index: AtomicU64,
     pub cluster_ids: Mutex<BTreeMap<u64, String>>,
     pub bootstrapped: Mutex<BTreeSet<(u32, u64)>>,
@@ -72,6 +89,8 @@ struct Node {
     pending: AtomicUsize,
     pending_max: AtomicUsize,
     unary_batches: AtomicUsize,
+    /// So many answers to unary batches get lost.
+    lost_answers: AtomicUsize,
 }
 
 pub struct FakeNode {
@@ -102,21 +121,61 @@ impl World {
     }
 
     fn apply(&self, group: u32, ops: &[u8], results: &mut Vec<u8>) -> u64 {
+        let mut first = packed::ops(ops);
+        let scope = first.next().and_then(|op| Scope::read(&op.unwrap()));
+        let Some(scope) = scope else { return self.apply_all(group, None, ops, results) };
+        let ops = &ops[first.offset()..];
+        assert_eq!(usize::from(scope.operations), packed::ops(ops).count());
+        match self.sessions.lock().begin(group, &scope) {
+            Verdict::Fresh => {}
+            Verdict::Repeated(index, again) => {
+                results.extend_from_slice(&again);
+                return index;
+            }
+            Verdict::Expired => {
+                let refuse = |op: Op<'_>| packed::pack_refusal(op.kind, Code::SessionExpired, results);
+                packed::ops(ops).flatten().for_each(refuse);
+                return self.index.load(Ordering::SeqCst);
+            }
+        }
+        let index = self.apply_all(group, Some(scope.client_id), ops, results);
+        self.sessions.lock().record(group, &scope, index, results);
+        index
+    }
+
+    fn apply_all(&self, group: u32, client: Option<[u8; 16]>, ops: &[u8], results: &mut Vec<u8>) -> u64 {
         let index = self.index.fetch_add(1, Ordering::SeqCst) + 1;
         for op in packed::ops(ops) {
-            self.apply_one(group, index, &op.unwrap(), results);
+            let op = op.unwrap();
+            let client = op.session.map(|(client, _)| client).or(client);
+            self.apply_one(At { group, index, client }, &op, results);
         }
         index
     }
 
-    fn apply_one(&self, group: u32, index: u64, op: &Op<'_>, results: &mut Vec<u8>) {
+    fn apply_one(&self, at: At, op: &Op<'_>, results: &mut Vec<u8>) {
+        let At { group, index, client } = at;
+        if self.owners.lock().apply(group, index, client, op, results) {
+            return;
+        }
+        if op.guard.is_some_and(|(token, lock)| self.owners.lock().token(group, lock) != token) {
+            return packed::pack_refusal(op.kind, Code::Fenced, results);
+        }
         let mut data = self.data.lock();
         let key = (group, op.key.to_vec());
         let code = match op.kind {
-            Kind::Put => match data.insert(key, (op.value.to_vec(), index)) {
-                Some(_) => Code::SuccessOverwrite,
-                None => Code::Success,
-            },
+            Kind::Put
+                if op.expect_index.is_some_and(|want| data.get(&key).map_or(0, |(_, at)| *at) != want) =>
+            {
+                Code::CasMismatch
+            }
+            Kind::Put => {
+                *self.puts.lock().entry(op.key.to_vec()).or_default() += 1;
+                match data.insert(key, (op.value.to_vec(), index)) {
+                    Some(_) => Code::SuccessOverwrite,
+                    None => Code::Success,
+                }
+            }
             Kind::Remove => data.remove(&key).map_or(Code::NotFound, |_| Code::Success),
             Kind::Mkdir => data.get(&key).map_or(Code::Success, |_| Code::DirExists),
             Kind::CompareAndSet => {
@@ -131,7 +190,7 @@ impl World {
                 drop(data);
                 let mut codes = Vec::new();
                 for op in packed::ops(op.value) {
-                    self.apply_one(group, index, &op.unwrap(), &mut codes);
+                    self.apply_one(at, &op.unwrap(), &mut codes);
                 }
                 return packed::pack_batch_result(Code::Success, &codes, results);
             }
@@ -142,10 +201,40 @@ impl World {
                 }
                 None => Code::NotFound,
             },
-            kind => return packed::pack_refusal(kind, Code::ClientReqError, results),
+            Kind::Txn => {
+                drop(data);
+                return self.apply_txn(at, op.value, results);
+            }
+            other => panic!("the scripted node does not know {other:?}"),
         };
         results.push(code as u8);
     }
+
+    /// Compares equal update indexes only; a branch fails with its first directory that exists.
+    fn apply_txn(&self, at: At, value: &[u8], results: &mut Vec<u8>) {
+        let txn = Txn::read(value).unwrap();
+        let index =
+            |key: &[u8]| self.data.lock().get(&(at.group, key.to_vec())).map_or(0, |(_, index)| *index);
+        let succeeded = txn.compares.iter().all(|compare| compare.number() == Some(index(compare.key)));
+        let mut inner = Vec::new();
+        for (number, op) in txn.branch(succeeded).flatten().enumerate() {
+            if op.kind == Kind::Mkdir && index(op.key) > 0 {
+                let failed_op = Some(number as u16);
+                let failed = TxnResult { code: Code::ValueExists, succeeded, failed_op, results: b"" };
+                return failed.pack(results);
+            }
+            self.apply_one(at, &op, &mut inner);
+        }
+        TxnResult { code: Code::Success, succeeded, failed_op: None, results: &inner }.pack(results);
+    }
+}
+
+/// Where an operation is applied, and who sent it.
+#[derive(Clone, Copy)]
+struct At {
+    group: u32,
+    index: u64,
+    client: Option<[u8; 16]>,
 }
 
 impl FakeNode {
@@ -159,6 +248,7 @@ impl FakeNode {
             pending: AtomicUsize::new(0),
             pending_max: AtomicUsize::new(0),
             unary_batches: AtomicUsize::new(0),
+            lost_answers: AtomicUsize::new(0),
         });
         let runtime =
             tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build().unwrap();
@@ -196,6 +286,10 @@ impl FakeNode {
 
     pub fn unary_batches(&self) -> usize {
         self.node.unary_batches.load(Ordering::SeqCst)
+    }
+
+    pub fn lose_answers_to_batches(&self, answers: usize) {
+        self.node.lost_answers.store(answers, Ordering::SeqCst);
     }
 
     /// Cuts all connections and stops listening.
@@ -244,7 +338,8 @@ impl Node {
     fn arrived(&self, frame: &Frame) {
         let (group, count, read) = (frame.group_id, frame.count, frame.read);
         let (bytes, timeout_ms) = (frame.ops.len(), frame.timeout_ms);
-        self.seen.lock().push(Seen { group, count, bytes, read, timeout_ms });
+        let scope = packed::ops(&frame.ops).next().and_then(|op| Scope::read(&op.unwrap()));
+        self.seen.lock().push(Seen { group, count, bytes, read, timeout_ms, scope });
         let pending = self.pending.fetch_add(count as usize, Ordering::SeqCst) + count as usize;
         self.pending_max.fetch_max(pending, Ordering::SeqCst);
     }
@@ -257,6 +352,14 @@ impl Node {
             Act::Swallow => return true,
             Act::Fail(failure) => FrameReply { id: frame.id, failure: Some(failure), ..Default::default() },
             Act::Serve => self.serve(&frame),
+            Act::ServeAndBreak => {
+                self.serve(&frame);
+                return false;
+            }
+            Act::ServeAndFail(failure) => {
+                self.serve(&frame);
+                FrameReply { id: frame.id, failure: Some(failure), ..Default::default() }
+            }
             Act::Accept => FrameReply { results: vec![0; frame.count as usize].into(), ..Default::default() },
             Act::Garble => FrameReply { results: vec![99].into(), ..self.serve(&frame) },
             Act::Delay(delay) => {
@@ -311,10 +414,14 @@ impl Kv for Service {
         let request = request.into_inner();
         self.0.leads(request.group_id).map_err(status)?;
         self.0.unary_batches.fetch_add(1, Ordering::SeqCst);
-        let mut ops = Vec::new();
+        let mut ops = sessions::scope_of(request.session.as_ref(), request.items.len());
         request.items.iter().for_each(|item| Op::new(Kind::Put, &item.key, &item.value).pack(&mut ops));
         let mut codes = Vec::new();
         let index = self.0.world.apply(request.group_id, &ops, &mut codes);
+        if self.0.lost_answers.load(Ordering::SeqCst) > 0 {
+            self.0.lost_answers.fetch_sub(1, Ordering::SeqCst);
+            return Err(Status::unavailable("told to lose the answer"));
+        }
         let codes = codes.into_iter().map(i32::from).collect();
         Ok(Response::new(BatchWriteResponse { index, codes, ..Default::default() }))
     }
@@ -340,6 +447,13 @@ impl Kv for Service {
         };
         let items = request.keys.iter().map(item).collect();
         Ok(Response::new(BatchGetResponse { index: 1, items, lag_ms: None }))
+    }
+
+    async fn list_owned(&self, request: Request<ListOwnedRequest>) -> Result<Response<ListResponse>, Status> {
+        let request = request.into_inner();
+        self.0.leads(request.group_id).map_err(status)?;
+        let nodes = self.0.world.owners.lock().owned(request.group_id, &request.client_id);
+        Ok(Response::new(ListResponse { index: 1, nodes, ..Default::default() }))
     }
 
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {

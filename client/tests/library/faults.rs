@@ -16,6 +16,11 @@ async fn three_nodes() -> (Arc<World>, Vec<FakeNode>, Client) {
     (world, nodes, client)
 }
 
+/// A client that does not number its writes.
+async fn without_numbers(nodes: &[FakeNode]) -> Client {
+    Client::builder().exactly_once(false).connect([nodes[0].address.as_str()]).await.unwrap()
+}
+
 /// Does `first` with the first frame and serves all others.
 fn once(node: &FakeNode, first: impl Fn() -> Act + Send + Sync + 'static) {
     let calls = AtomicUsize::new(0);
@@ -65,8 +70,9 @@ async fn overloaded_node_is_left_alone_as_long_as_it_asks() {
 }
 
 #[tokio::test]
-async fn write_lost_with_its_stream_has_an_unknown_outcome() {
-    let (_world, nodes, client) = three_nodes().await;
+async fn write_without_a_number_that_is_lost_with_its_stream_has_an_unknown_outcome() {
+    let (_world, nodes, _) = three_nodes().await;
+    let client = without_numbers(&nodes).await;
     once(&nodes[0], || Act::Break);
     let error = client.group(1).put("a", "1").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::OutcomeUnknown);
@@ -87,7 +93,8 @@ async fn read_lost_with_its_stream_is_made_again() {
 
 #[tokio::test]
 async fn unknown_outcome_told_by_the_node_is_passed_on() {
-    let (_world, nodes, client) = three_nodes().await;
+    let (_world, nodes, _) = three_nodes().await;
+    let client = without_numbers(&nodes).await;
     once(&nodes[0], || Act::Fail(Failure { outcome_unknown: true, ..failure(Reason::NotLeader) }));
     let error = client.group(1).put("a", "1").await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::OutcomeUnknown);
@@ -96,7 +103,8 @@ async fn unknown_outcome_told_by_the_node_is_passed_on() {
 /// A leader that is cut off from the others tells nothing else until it hears of the next one.
 #[tokio::test]
 async fn leader_is_looked_for_again_after_an_unknown_outcome() {
-    let (world, nodes, client) = three_nodes().await;
+    let (world, nodes, _) = three_nodes().await;
+    let client = without_numbers(&nodes).await;
     client.group(1).put("a", "1").await.unwrap();
     world.lead(1, 2);
     nodes[0].script(|_| Act::Fail(Failure { outcome_unknown: true, ..failure(Reason::Timeout) }));

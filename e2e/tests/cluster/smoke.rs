@@ -84,7 +84,7 @@ async fn what_is_no_answer_is_a_status_with_a_typed_detail() -> Result<()> {
 async fn nodes_carry_their_metadata_and_listings_are_sorted_and_paged() -> Result<()> {
     let cluster = Cluster::start("smoke-list", ClusterOptions::new(3, 1)).await?;
     let group = cluster.client().group(1);
-    let deep = PutOptions { create_parents: true };
+    let deep = PutOptions { create_parents: true, ..PutOptions::default() };
     let first = group.put_with("dir.sub.b", "1", deep).await?.index;
     for key in ["dir.c", "dir.a", "dir.b", "dir.aa", "dir.sub.a"] {
         group.put(key, key).await?;

@@ -1,7 +1,7 @@
 //! A follower that is further behind than the log reaches gets a snapshot.
 
 use anyhow::{Result, ensure};
-use dtkv_client::Group;
+use dtkv_client::{Group, RemoveOptions};
 use dtkv_e2e::cluster::{Cluster, ClusterOptions, wait_until};
 use dtkv_e2e::workload::{Workload, WorkloadOptions};
 use futures::future::try_join_all;
@@ -52,7 +52,8 @@ async fn follower_that_was_down_for_long_catches_up_by_snapshot_under_load() -> 
     cluster.node_mut(follower).kill()?;
     let workload = Workload::start(cluster.endpoints(), WorkloadOptions::new(vec![1])).await?;
     fill(&group, "meanwhile", 1024).await?;
-    group.remove_with("before", dtkv_client::RemoveOptions { recursive: true }).await?;
+    let all = RemoveOptions { recursive: true, ..RemoveOptions::default() };
+    group.remove_with("before", all).await?;
     let leader = cluster.leader(1).await?;
     wait_out_of_reach(&cluster, leader, last_index).await?;
     cluster.restart(follower).await?;

@@ -2,11 +2,13 @@
 
 mod admin;
 mod bench;
+mod owners;
 mod values;
 
 pub use admin::{ClusterCommand, GroupCommand, NodeCommand};
 pub use bench::{Api, BenchArgs, GroupChoice};
-pub use values::{Freshness, Layout, Rooted, deserialize_duration, parse_duration};
+pub use owners::{Guarded, KeepAliveArgs, LockArgs, OwnedArgs, TtlArgs, TxnArgs};
+pub use values::{Freshness, Layout, OwnerId, Rooted, deserialize_duration, parse_duration};
 
 use clap::{Args, Parser, Subcommand};
 use std::path::PathBuf;
@@ -72,6 +74,9 @@ pub struct Global {
     #[arg(short, long, global = true, env = "DTKV_OUTPUT", hide_env_values = true, value_enum)]
     #[arg(hide_possible_values = true, value_name = "HOW")]
     pub output: Option<Layout>,
+    /// Identity of this client, which owns temporary nodes and locks: 32 hex digits; random when not given
+    #[arg(long, global = true, env = "DTKV_OWNER", hide_env_values = true, value_name = "ID")]
+    pub owner: Option<OwnerId>,
     /// Configuration file
     #[arg(long, global = true, env = "DTKV_CONFIG", hide_env_values = true, value_name = "FILE")]
     pub config: Option<PathBuf>,
@@ -85,11 +90,16 @@ pub enum Command {
 The parent directory must exist (dtkv mkdir), unless -p makes it.
 VALUE is taken as it is; - reads standard input, @FILE reads a file, --literal switches both off.
 
+With --ttl the value is temporary: it belongs to --owner (or to a random identity, which the answer
+names) and ends unless dtkv ttl or dtkv keep-alive renews it in time.
+
 Examples:
   dtkv put user.alice hello
   dtkv put -p app.db.url postgres://db/app
   dtkv put config.site @site.json
-  echo -n secret | dtkv put token -")]
+  echo -n secret | dtkv put token -
+  dtkv put node.a up --ttl 30s --owner 000102030405060708090a0b0c0d0e0f
+  dtkv put user.alice hello --if-index 4711")]
     Put(PutArgs),
     /// Read values
     #[command(after_help = "\
@@ -123,7 +133,8 @@ with -f it is fine.
 Examples:
   dtkv rm user.alice
   dtkv rm -r user
-  dtkv rm -f lock.old lock.older")]
+  dtkv rm -f app.old app.older
+  dtkv rm app.job --guard app.lock:4711")]
     Rm(RmArgs),
     /// Make a directory
     #[command(after_help = "\
@@ -131,7 +142,8 @@ A directory that is there already is fine.
 
 Examples:
   dtkv mkdir user
-  dtkv mkdir -p app.db.pool")]
+  dtkv mkdir -p app.db.pool
+  dtkv mkdir session.7 --ttl 5m")]
     Mkdir(MkdirArgs),
     /// Compare and set: change a value only if it is what you expect
     #[command(after_help = "\
@@ -158,6 +170,78 @@ Examples:
   printf 'put a 1\\nput b 2\\nrm c\\n' | dtkv batch
   dtkv batch items.txt --items 100 --stop-on-refusal")]
     Batch(BatchArgs),
+    /// Give a temporary node a new time to live
+    #[command(after_help = "\
+Only its owner may do so; name it with --owner or DTKV_OWNER.
+
+Examples:
+  dtkv ttl node.a 30s --owner 000102030405060708090a0b0c0d0e0f")]
+    Ttl(TtlArgs),
+    /// Renew everything that an owner has: temporary nodes and held locks
+    #[command(after_help = "\
+Each gets its own time to live anew. With --every it goes on until it is interrupted; the exit code is 1
+when nothing is owned.
+
+Examples:
+  dtkv keep-alive --owner 000102030405060708090a0b0c0d0e0f
+  dtkv keep-alive --every 10s --owner 000102030405060708090a0b0c0d0e0f")]
+    KeepAlive(KeepAliveArgs),
+    /// List what an owner has
+    #[command(after_help = "\
+Examples:
+  dtkv owned 000102030405060708090a0b0c0d0e0f
+  DTKV_OWNER=000102030405060708090a0b0c0d0e0f dtkv owned -l")]
+    Owned(OwnedArgs),
+    /// Remove everything that an owner has, and give up its locks
+    #[command(after_help = "\
+Temporary directories go with all that is below them.
+
+Examples:
+  dtkv drop-owner --owner 000102030405060708090a0b0c0d0e0f")]
+    DropOwner,
+    /// Run a command while holding a lock
+    #[command(after_help = "\
+Takes the lock, runs the command, renews the lock while it runs, and gives it up. When the lock is lost,
+the command gets SIGTERM, and SIGKILL after the grace period. The lock's parent directory must exist.
+
+The command finds in its environment:
+  DTKV_LOCK           the lock's key
+  DTKV_FENCING_TOKEN  the number of this grant, higher than all before
+  DTKV_GUARD          both, for --guard: writes are refused once somebody else got the lock
+
+Exit codes: that of the command, 128 + N when signal N ended it, and
+  123  the lock was lost and the command was stopped
+  124  the lock was not granted in time; the command was not run
+  126  the command could not be run
+  127  the command was not found
+1 to 4 as everywhere when the lock could not be asked for.
+
+Examples:
+  dtkv lock app.backup -- ./backup.sh
+  dtkv lock app.job --wait 1m --hold 10s -- sh -c 'dtkv put app.state mine --guard \"$DTKV_GUARD\"'")]
+    Lock(LockArgs),
+    /// Compare and do: all of it or nothing
+    #[command(after_help = "\
+The transaction is read from FILE or from standard input, one condition or operation a line, words
+quoted as in a shell:
+  when value KEY == VALUE        (also !=, <, >)
+  when index KEY == N            index of the last change; created KEY: index of the creation
+  when token LOCK == N           fencing token of the lock's holder, 0 = free
+  when exists KEY                when absent KEY
+  then OPERATION                 when all conditions hold
+  else OPERATION                 when one does not
+Operations:
+  put KEY VALUE [-p] [--ttl TIME] [--if-index N]      mkdir KEY [-p] [--ttl TIME]
+  rm KEY [-r] [--if-index N]     ttl KEY TIME         get KEY
+  cas KEY EXPECTED|--absent NEW|--delete
+JSON does as well: {\"when\": [\"absent a\"], \"then\": [\"put a 1\"], \"else\": [\"get a\"]}, or words in
+arrays: [\"put\", \"a\", \"1\"].
+The exit code is 1 when the conditions did not hold or an operation was refused; then nothing happened.
+
+Examples:
+  dtkv txn transfer.txn
+  printf 'when absent leader\\nthen put leader me\\nelse get leader\\n' | dtkv txn")]
+    Txn(TxnArgs),
     /// Show the groups: leader, members, how far each replica is
     #[command(after_help = "Examples:\n  dtkv groups\n  dtkv groups -o json")]
     Groups,
@@ -228,6 +312,14 @@ pub struct PutArgs {
     /// Take VALUE as it is, also if it begins with @ or is -
     #[arg(long)]
     pub literal: bool,
+    /// Only while the node was last changed at this index; 0 = while it does not exist
+    #[arg(long, value_name = "UPDATE_INDEX")]
+    pub if_index: Option<u64>,
+    /// Make a temporary value that ends after so long: 500ms, 30s, 5m, 1h
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub ttl: Option<Duration>,
+    #[command(flatten)]
+    pub guarded: Guarded,
 }
 
 /// Arguments of `get`.
@@ -279,6 +371,11 @@ pub struct RmArgs {
     /// An absent key is fine
     #[arg(short, long)]
     pub force: bool,
+    /// Only while the node was last changed at this index
+    #[arg(long, value_name = "UPDATE_INDEX")]
+    pub if_index: Option<u64>,
+    #[command(flatten)]
+    pub guarded: Guarded,
 }
 
 /// Arguments of `mkdir`.
@@ -289,6 +386,11 @@ pub struct MkdirArgs {
     /// Make missing parent directories
     #[arg(short = 'p', long)]
     pub create_parents: bool,
+    /// Make a temporary directory that ends after so long, with all that is below it: 30s, 5m, 1h
+    #[arg(long, value_parser = parse_duration, value_name = "TIME")]
+    pub ttl: Option<Duration>,
+    #[command(flatten)]
+    pub guarded: Guarded,
 }
 
 /// Arguments of `cas`.
@@ -303,6 +405,8 @@ pub struct CasArgs {
     /// Take values as they are, also if they begin with @ or are -
     #[arg(long)]
     pub literal: bool,
+    #[command(flatten)]
+    pub guarded: Guarded,
 }
 
 /// What a compare-and-set expects.
@@ -351,6 +455,8 @@ pub struct BatchArgs {
     /// Print only refused items and the totals
     #[arg(short, long)]
     pub quiet: bool,
+    #[command(flatten)]
+    pub guarded: Guarded,
 }
 
 /// Arguments of `digest`.

@@ -143,7 +143,9 @@ pub async fn run(context: &Context, args: BatchArgs) -> Result<Exit, Fault> {
         if entry.is_empty() {
             break;
         }
-        let answer = send(&context.group(), entry, &args).await.map_err(|fault| told(fault, &totals))?;
+        let answer = send(&context.guarded(&args.guarded), entry, &args)
+            .await
+            .map_err(|fault| told(fault, &totals))?;
         totals.items += answer.items.len();
         totals.entries += usize::from(answer.index.is_some());
         totals.refused += answer.items.iter().filter(|item| !item.done).count();
@@ -204,7 +206,7 @@ async fn write<'a>(
     if items.clone().any(|item| item.value.is_none()) {
         return group.batch_remove(items.map(|item| &item.key)).await;
     }
-    let options = PutOptions { create_parents: args.create_parents };
+    let options = PutOptions { create_parents: args.create_parents, expect_index: None };
     let pairs = items.filter_map(|item| item.value.as_ref().map(|value| (&item.key, value)));
     group.batch_put_with(pairs, options).await
 }

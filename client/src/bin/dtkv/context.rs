@@ -1,6 +1,6 @@
 //! What a command works with: the connection and the settings.
 
-use crate::args::Layout;
+use crate::args::{Guarded, Layout};
 use crate::fault::Fault;
 use crate::output::{self, Report};
 use crate::settings::Settings;
@@ -33,6 +33,21 @@ impl Context {
             .with_timeout(self.settings.timeout)
     }
 
+    /// The same group for writes under a guard, if there is one.
+    pub fn guarded(&self, guarded: &Guarded) -> Group {
+        match &guarded.guard {
+            Some(guard) => self.group().guarded(&guard.0),
+            None => self.group(),
+        }
+    }
+
+    /// The client's identity, for a command that makes no sense with a random one.
+    pub fn named_owner(&self) -> Result<[u8; 16], Fault> {
+        let advice = "whose? name the owner with --owner ID or DTKV_OWNER";
+        let owner = self.settings.owner.ok_or_else(|| Fault::usage(advice))?;
+        Ok(owner)
+    }
+
     /// The administration.
     pub fn admin(&self) -> Admin {
         self.client.admin()
@@ -55,6 +70,7 @@ pub async fn connect(builder: dtkv_client::ClientBuilder, settings: &Settings) -
         .request_timeout(settings.timeout)
         .connect_timeout(settings.timeout)
         .consistency(settings.freshness.into());
+    let builder = settings.owner.map_or(builder.clone(), |owner| builder.client_id(owner));
     builder.connect(settings.endpoints.clone()).await.map_err(|e| {
         let fault = Fault::from(e);
         let advice = "Is a node running there? Name nodes with --endpoints HOST:PORT or DTKV_ENDPOINTS.";

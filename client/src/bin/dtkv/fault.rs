@@ -6,23 +6,31 @@ use std::process::ExitCode;
 
 /// The exit codes; `dtkv --help` lists them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-#[repr(u8)]
 pub enum Exit {
     /// Done.
-    Done = 0,
+    Done,
     /// The store said no.
-    Refused = 1,
+    Refused,
     /// The command line or the request is not valid.
-    Usage = 2,
+    Usage,
     /// Definite failure.
-    Failed = 3,
+    Failed,
     /// Nobody knows whether it happened.
-    Unknown = 4,
+    Unknown,
+    /// What came of a command that was run under a lock.
+    Command(u8),
 }
 
 impl From<Exit> for ExitCode {
     fn from(exit: Exit) -> ExitCode {
-        ExitCode::from(exit as u8)
+        ExitCode::from(match exit {
+            Exit::Done => 0,
+            Exit::Refused => 1,
+            Exit::Usage => 2,
+            Exit::Failed => 3,
+            Exit::Unknown => 4,
+            Exit::Command(code) => code,
+        })
     }
 }
 

@@ -12,13 +12,18 @@ use std::io::Read as _;
 
 pub async fn put(context: &Context, args: PutArgs) -> Result<Exit, Fault> {
     let value = value(&args.value, args.literal)?;
-    let options = PutOptions { create_parents: args.create_parents };
-    let written = context.group().put_with(&args.key, &value, options).await?;
+    let options = PutOptions { create_parents: args.create_parents, expect_index: args.if_index };
+    let group = context.guarded(&args.guarded);
+    let written = match args.ttl {
+        Some(ttl) => group.put_temp_with(&args.key, &value, ttl, options).await?,
+        None => group.put_with(&args.key, &value, options).await?,
+    };
     let (code, what) = match written.created {
         true => (Code::Success, "created"),
         false => (Code::SuccessOverwrite, "replaced"),
     };
-    context.print(&Done::new(&args.key, what, code, written.index))?;
+    let owner = args.ttl.map(|_| context.client.client_id());
+    context.print(&Done::new(&args.key, what, code, written.index).owned_by(owner))?;
     Ok(Exit::Done)
 }
 
@@ -92,8 +97,8 @@ pub async fn ls(context: &Context, args: LsArgs) -> Result<Exit, Fault> {
 }
 
 pub async fn rm(context: &Context, args: RmArgs) -> Result<Exit, Fault> {
-    let group = context.group();
-    let options = RemoveOptions { recursive: args.recursive };
+    let group = context.guarded(&args.guarded);
+    let options = RemoveOptions { recursive: args.recursive, expect_index: args.if_index };
     let mut exit = Exit::Done;
     for key in &args.keys {
         let removed = group.remove_with(key, options).await.map_err(|e| Fault::from(e).at(key))?;
@@ -111,12 +116,18 @@ pub async fn rm(context: &Context, args: RmArgs) -> Result<Exit, Fault> {
 
 pub async fn mkdir(context: &Context, args: MkdirArgs) -> Result<Exit, Fault> {
     let options = MkdirOptions { create_parents: args.create_parents };
-    let made = context.group().mkdir_with(&args.key, options).await?;
+    let group = context.guarded(&args.guarded);
+    let made = match args.ttl {
+        Some(ttl) => group.make_temp_dir_with(&args.key, ttl, options).await?,
+        None => group.mkdir_with(&args.key, options).await?,
+    };
     let (code, what) = match made.created {
         true => (Code::Success, "created"),
+        false if args.ttl.is_some() => (Code::DirExists, "renewed"),
         false => (Code::DirExists, "was there already"),
     };
-    context.print(&Done::new(&args.key, what, code, made.index))?;
+    let owner = args.ttl.map(|_| context.client.client_id());
+    context.print(&Done::new(&args.key, what, code, made.index).owned_by(owner))?;
     Ok(Exit::Done)
 }
 
@@ -129,7 +140,7 @@ pub async fn cas(context: &Context, args: CasArgs) -> Result<Exit, Fault> {
     };
     let wanted = args.wanted.set.as_deref().map(|text| value(text, args.literal)).transpose()?;
     let new = wanted.as_deref().map_or(New::Delete, New::Value);
-    let (done, exit) = match context.group().compare_and_set(&args.key, expect, new).await? {
+    let (done, exit) = match context.guarded(&args.guarded).compare_and_set(&args.key, expect, new).await? {
         CasOutcome::Swapped { index } => {
             let what = if wanted.is_some() { "set" } else { "deleted" };
             (Done::new(&args.key, what, Code::Success, index), Exit::Done)

@@ -15,19 +15,27 @@ pub struct Done {
     key: String,
     code: &'static str,
     index: u64,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    owner: Option<String>,
     #[serde(skip)]
     what: &'static str,
 }
 
 impl Done {
     pub fn new(key: &str, what: &'static str, code: Code, index: u64) -> Done {
-        Done { key: key.to_string(), code: code.as_str_name(), index, what }
+        Done { key: key.to_string(), code: code.as_str_name(), index, owner: None, what }
+    }
+
+    /// The same for a temporary node.
+    pub fn owned_by(self, owner: Option<[u8; 16]>) -> Done {
+        Done { owner: owner.map(|owner| output::hex(&owner)), ..self }
     }
 }
 
 impl Report for Done {
     fn text(&self) -> String {
-        format!("{} {} (index {})\n", self.key, self.what, self.index)
+        let owner = self.owner.as_ref().map(|owner| format!(", owner {owner}")).unwrap_or_default();
+        format!("{} {} (index {}{owner})\n", self.key, self.what, self.index)
     }
 }
 
@@ -82,10 +90,18 @@ impl NodeView {
         self.value.as_deref().unwrap_or_default()
     }
 
-    fn summary(&self) -> String {
+    pub fn summary(&self) -> String {
         match self.child_count {
             Some(children) => format!("({})", output::count_of(u64::from(children), "child", "children")),
             None => show_short(self.value(), VALUE_WIDTH),
+        }
+    }
+
+    /// What it is, and how long it still lives.
+    fn mark(&self) -> String {
+        match self.ttl_remaining_ms {
+            Some(ttl) => format!("{} ({} left)", self.kind, age(ttl)),
+            None => self.kind.to_string(),
         }
     }
 
@@ -199,25 +215,36 @@ impl Report for Listing {
         if self.keys_only {
             return self.nodes.iter().map(|node| node.key.clone() + "\n").collect();
         }
-        let row = |node: &NodeView| [node.name().to_string(), node.kind.to_string(), node.summary()];
+        let row = |node: &NodeView| [node.name().to_string(), node.mark(), node.summary()];
         table(&["KEY", "KIND", "VALUE"], &[], self.nodes.iter().map(row))
     }
 }
 
 fn long_table<'a>(nodes: impl Iterator<Item = &'a NodeView>) -> String {
+    let nodes: Vec<&NodeView> = nodes.collect();
+    let has_owners = nodes.iter().any(|node| node.owner.is_some());
     let row = |node: &NodeView| {
-        [
+        let mut row = vec![
             node.name().to_string(),
             node.kind.to_string(),
             time(node.create_time_ms),
             node.create_index.to_string(),
             time(node.update_time_ms),
             node.update_index.to_string(),
-            node.summary(),
-        ]
+        ];
+        if has_owners {
+            row.push(node.ttl_remaining_ms.map_or_else(|| "-".into(), age));
+            row.push(node.owner.clone().unwrap_or_else(|| "-".into()));
+        }
+        row.push(node.summary());
+        row
     };
-    let header = ["KEY", "KIND", "CREATED (UTC)", "AT", "UPDATED (UTC)", "AT", "VALUE"];
-    table(&header, &[3, 5], nodes.map(row))
+    let mut header = vec!["KEY", "KIND", "CREATED (UTC)", "AT", "UPDATED (UTC)", "AT"];
+    if has_owners {
+        header.extend(["LEFT", "OWNER"]);
+    }
+    header.push("VALUE");
+    table(&header, &[3, 5], nodes.into_iter().map(row))
 }
 
 #[cfg(test)]

@@ -8,11 +8,15 @@ mod context;
 mod fault;
 mod kv;
 mod kv_report;
+mod lock;
 mod output;
 mod overview;
+mod owners;
 mod run;
 mod settings;
 mod shell;
+mod txn;
+mod txn_input;
 mod words;
 
 use std::process::ExitCode;

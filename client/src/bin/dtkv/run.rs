@@ -4,7 +4,7 @@ use crate::args::{Cli, Command};
 use crate::context::Context;
 use crate::fault::{Exit, Fault};
 use crate::settings::{File, Settings, home};
-use crate::{admin, batch, bench, kv, overview, shell};
+use crate::{admin, batch, bench, kv, lock, overview, owners, shell, txn};
 use clap::{CommandFactory, Parser};
 use std::future::Future;
 use std::pin::Pin;
@@ -58,6 +58,12 @@ pub fn dispatch(context: &Context, command: Command) -> Answer<'_> {
         Command::Mkdir(args) => Box::pin(kv::mkdir(context, args)),
         Command::Cas(args) => Box::pin(kv::cas(context, args)),
         Command::Batch(args) => Box::pin(batch::run(context, args)),
+        Command::Ttl(args) => Box::pin(owners::ttl(context, args)),
+        Command::KeepAlive(args) => Box::pin(owners::keep_alive(context, args)),
+        Command::Owned(args) => Box::pin(owners::owned(context, args)),
+        Command::DropOwner => Box::pin(owners::drop_owner(context)),
+        Command::Lock(args) => Box::pin(lock::run(context, args)),
+        Command::Txn(args) => Box::pin(txn::run(context, args)),
         Command::Groups => Box::pin(overview::groups(context)),
         Command::Nodes => Box::pin(overview::nodes(context)),
         Command::Status => Box::pin(overview::status(context)),

@@ -50,6 +50,8 @@ pub struct Settings {
     pub timeout: Duration,
     pub freshness: Freshness,
     pub layout: Layout,
+    /// Identity of the client; None = a random one.
+    pub owner: Option<[u8; 16]>,
 }
 
 impl Settings {
@@ -61,6 +63,7 @@ impl Settings {
             timeout: file.timeout.unwrap_or(Duration::from_secs(5)),
             freshness: file.consistency.unwrap_or_default(),
             layout: file.output.unwrap_or_default(),
+            owner: None,
         };
         defaults.with(global)
     }
@@ -74,6 +77,7 @@ impl Settings {
             timeout: global.timeout.unwrap_or(self.timeout),
             freshness: global.consistency.unwrap_or(self.freshness),
             layout: global.output.unwrap_or(self.layout),
+            owner: global.owner.map(|id| id.0).or(self.owner),
         }
     }
 }

@@ -37,6 +37,8 @@ enum Line {
 
 pub fn run(runtime: &Runtime, settings: Settings) -> Result<Exit, Fault> {
     let mut context = runtime.block_on(Context::connect(settings))?;
+    // What a line makes belongs to the shell, and the next line may renew it.
+    context.settings.owner = Some(context.client.client_id());
     let mut editor = editor()?;
     if context.is_for_people() {
         eprintln!("Connected. `help` lists the commands, `use N` chooses a group, Ctrl-D leaves.");
@@ -69,8 +71,10 @@ fn prompt(settings: &Settings) -> String {
 }
 
 fn execute(runtime: &Runtime, context: &Context, cli: Cli) -> Result<Exit, Fault> {
-    if !cli.global.endpoints.is_empty() || cli.global.config.is_some() {
-        return Err(Fault::usage("a shell keeps its connection; leave it and start another one with -e"));
+    let global = &cli.global;
+    if !global.endpoints.is_empty() || global.config.is_some() || global.owner.is_some() {
+        let advice = "a shell keeps its connection; leave it and start another one with -e or --owner";
+        return Err(Fault::usage(advice));
     }
     let line = context.with(context.settings.with(&cli.global));
     runtime.block_on(async {

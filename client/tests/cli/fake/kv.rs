@@ -87,6 +87,13 @@ impl Kv for Service {
         Ok(Response::new(GetResponse { code: code.into(), index, node, lag_ms: None }))
     }
 
+    async fn list_owned(&self, request: Request<ListOwnedRequest>) -> Result<Response<ListResponse>, Status> {
+        let list = request.into_inner();
+        let read = |tree: &mut super::Tree| (tree.index, tree.owners.owned(0, &list.client_id));
+        let (index, nodes) = self.0.with_tree(list.group_id, read).map_err(|failure| status(&failure))?;
+        Ok(Response::new(ListResponse { index, nodes, ..Default::default() }))
+    }
+
     async fn list(&self, request: Request<ListRequest>) -> Result<Response<ListResponse>, Status> {
         let list = request.into_inner();
         let limit = if list.limit == 0 { PAGE } else { PAGE.min(list.limit as usize) };

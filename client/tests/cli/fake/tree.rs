@@ -1,6 +1,9 @@
 //! A tree without any of the finer rules.
 
-use dtkv_client::packed::{Kind, Op, PackedNode, ops, pack_batch_result};
+use super::owners::Owners;
+use dtkv_client::packed::scope::Scope;
+use dtkv_client::packed::txn::{Compare, Relation, Target, Txn, TxnResult};
+use dtkv_client::packed::{Kind, Op, PackedNode, ops, pack_batch_result, pack_refusal};
 use dtkv_client::v1::{Code, Node};
 use std::collections::BTreeMap;
 
@@ -18,6 +21,8 @@ struct Entry {
 #[derive(Default)]
 pub struct Tree {
     pub index: u64,
+    /// Its group does not matter.
+    pub owners: Owners,
     entries: BTreeMap<Vec<u8>, Entry>,
 }
 
@@ -82,8 +87,14 @@ impl Tree {
         }
     }
 
+    fn is_expected(&self, op: &Op<'_>) -> bool {
+        let index = self.entries.get(op.key).map_or(0, |entry| entry.update_index);
+        op.expect_index.is_none_or(|expected| expected == index)
+    }
+
     fn change(&mut self, op: &Op<'_>) -> Code {
         let done = match op.kind {
+            Kind::Put | Kind::Remove if !self.is_expected(op) => Err(Code::CasMismatch),
             Kind::Put if self.is_dir(op.key) == Some(true) => Err(Code::DirExists),
             Kind::Put => self.make(op.key, Some(op.value), op.create_parents),
             Kind::Mkdir => match self.is_dir(op.key) {
@@ -98,38 +109,80 @@ impl Tree {
         done.unwrap_or_else(|code| code)
     }
 
-    /// Applies packed operations as one entry.
+    /// Applies packed operations as one entry; a scope in front says who they come from.
     pub fn apply(&mut self, packed: &[u8], out: &mut Vec<u8>) {
         self.index += 1;
+        let mut client = None;
         for op in ops(packed) {
             let op = op.unwrap();
-            if op.kind == Kind::Batch {
-                let codes: Vec<u8> = ops(op.value).map(|op| self.change(&op.unwrap()) as u8).collect();
-                pack_batch_result(Code::Success, &codes, out);
+            if let Some(scope) = Scope::read(&op) {
+                client = Some(scope.client_id);
             } else {
-                let code = self.change(&op);
-                out.push(code as u8);
+                let client = op.session.map(|(client, _)| client).or(client);
+                self.apply_one(client, &op, out);
             }
         }
     }
 
-    /// Answers packed gets.
-    pub fn read(&self, packed: &[u8], out: &mut Vec<u8>) {
-        for op in ops(packed) {
-            match self.node(op.unwrap().key) {
-                None => out.push(Code::NotFound as u8),
-                Some(node) => PackedNode {
-                    dir: node.dir,
-                    create_index: node.create_index,
-                    create_time_ms: node.create_time_ms,
-                    update_index: node.update_index,
-                    update_time_ms: node.update_time_ms,
-                    child_count: node.child_count,
-                    value: node.value.as_deref().unwrap_or_default(),
-                    ..PackedNode::default()
-                }
-                .pack(out),
+    fn apply_one(&mut self, client: Option<[u8; 16]>, op: &Op<'_>, out: &mut Vec<u8>) {
+        if self.owners.apply(0, self.index, client, op, out) {
+            return;
+        }
+        if op.guard.is_some_and(|(token, lock)| self.owners.token(0, lock) != token) {
+            return pack_refusal(op.kind, Code::Fenced, out);
+        }
+        match op.kind {
+            Kind::Batch => {
+                let codes: Vec<u8> = ops(op.value).map(|op| self.change(&op.unwrap()) as u8).collect();
+                pack_batch_result(Code::Success, &codes, out);
             }
+            Kind::Get => self.read_one(op.key, out),
+            Kind::Txn => self.apply_txn(client, &Txn::read(op.value).unwrap(), out),
+            _ => out.push(self.change(op) as u8),
+        }
+    }
+
+    /// Only equality, and without a way back.
+    fn apply_txn(&mut self, client: Option<[u8; 16]>, txn: &Txn<'_>, out: &mut Vec<u8>) {
+        let holds = |compare: &Compare<'_>| {
+            let entry = self.entries.get(compare.key);
+            let is_equal = match compare.target {
+                Target::Value => entry.and_then(|entry| entry.value.as_deref()) == Some(compare.operand),
+                Target::UpdateIndex => compare.number() == Some(entry.map_or(0, |entry| entry.update_index)),
+                _ => compare.number() == Some(entry.map_or(0, |entry| entry.create_index)),
+            };
+            is_equal == (compare.relation == Relation::Equal)
+        };
+        let succeeded = txn.compares.iter().all(holds);
+        let mut results = Vec::new();
+        txn.branch(succeeded).for_each(|op| self.apply_one(client, &op.unwrap(), &mut results));
+        TxnResult { code: Code::Success, succeeded, failed_op: None, results: &results }.pack(out);
+    }
+
+    /// Answers packed gets.
+    pub fn read(&mut self, packed: &[u8], out: &mut Vec<u8>) {
+        for op in ops(packed) {
+            let op = op.unwrap();
+            if !self.owners.apply(0, self.index, None, &op, out) {
+                self.read_one(op.key, out);
+            }
+        }
+    }
+
+    fn read_one(&self, key: &[u8], out: &mut Vec<u8>) {
+        match self.node(key) {
+            None => out.push(Code::NotFound as u8),
+            Some(node) => PackedNode {
+                dir: node.dir,
+                create_index: node.create_index,
+                create_time_ms: node.create_time_ms,
+                update_index: node.update_index,
+                update_time_ms: node.update_time_ms,
+                child_count: node.child_count,
+                value: node.value.as_deref().unwrap_or_default(),
+                ..PackedNode::default()
+            }
+            .pack(out),
         }
     }
 

@@ -2,6 +2,7 @@
 
 use bytes::Bytes;
 use clap::ValueEnum;
+use dtkv_client::LockToken;
 use dtkv_client::v1::Consistency;
 use serde::{Deserialize, Deserializer};
 use std::convert::Infallible;
@@ -78,6 +79,34 @@ pub fn parse_duration(text: &str) -> Result<Duration, String> {
     Duration::try_from_secs_f64(number * seconds).map_err(|e| e.to_string())
 }
 
+/// A client's identity: 32 hex digits, dashes in between are fine.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OwnerId(pub [u8; 16]);
+
+impl FromStr for OwnerId {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<OwnerId, String> {
+        let bytes = parse_hex(&text.replace('-', "")).ok();
+        let id = bytes.and_then(|bytes| bytes.as_ref().try_into().ok());
+        id.map(OwnerId).ok_or_else(|| "an owner is named by 32 hex digits".into())
+    }
+}
+
+/// The grant of a lock that guards writes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GuardBy(pub LockToken);
+
+impl FromStr for GuardBy {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<GuardBy, String> {
+        let token = text.rsplit_once(':').and_then(|(lock, token)| Some((lock, token.parse().ok()?)));
+        let (lock, token) = token.ok_or("write the key of the lock, a colon and the fencing token")?;
+        Ok(GuardBy(LockToken::new(lock, token)))
+    }
+}
+
 /// For the configuration file: a duration in quotes.
 pub fn deserialize_duration<'de, D: Deserializer<'de>>(from: D) -> Result<Option<Duration>, D::Error> {
     let text = String::deserialize(from)?;
@@ -115,6 +144,17 @@ mod tests {
         for bad in ["0", "zz", "é1"] {
             assert!(parse_hex(bad).is_err(), "{bad}");
         }
+    }
+
+    #[test]
+    fn owners_and_guards_are_read_or_refused() {
+        let id = "000102030405060708090a0b0c0d0e0f";
+        let OwnerId(bytes) = id.parse().unwrap();
+        assert_eq!((bytes[1], bytes[15]), (1, 15));
+        assert_eq!("00010203-0405-0607-0809-0a0b0c0d0e0f".parse(), Ok(OwnerId(bytes)));
+        assert!("00".parse::<OwnerId>().is_err() && "zz".repeat(16).parse::<OwnerId>().is_err());
+        assert_eq!("a:b:7".parse(), Ok(GuardBy(LockToken::new("a:b", 7))));
+        assert!("a".parse::<GuardBy>().is_err() && "a:x".parse::<GuardBy>().is_err());
     }
 
     #[test]
