@@ -138,6 +138,20 @@
 //! # }
 //! ```
 //!
+//! # Watching
+//! [`Group::watch`] tells the latest state of a key whenever it changes, [`Group::watch_events`] every
+//! change at or below one. Both go on by themselves when nodes or connections are lost.
+//!
+//! ```no_run
+//! # async fn example(group: dtkv_client::Group) -> Result<(), dtkv_client::Error> {
+//! let mut port = group.watch("app.port");
+//! while let Some(value) = port.next().await?.value() {
+//!     println!("listen on {}", String::from_utf8_lossy(value));
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # Transactions
 //! ```no_run
 //! # async fn example(group: dtkv_client::Group) -> Result<(), dtkv_client::Error> {
@@ -217,6 +231,7 @@ mod route;
 mod temp;
 mod txn;
 mod unary;
+mod watch;
 
 pub use answer::{
     BatchRead, BatchWritten, CasOutcome, Expect, ListOptions, Made, MkdirOptions, New, Node, OpAnswer,
@@ -229,6 +244,10 @@ pub use keep_alive::{KeepAlive, KeepAliveStatus};
 pub use lock::{AutoRenewalLock, Leadership, Lock, LockState, LockToken};
 pub use txn::{Compare, Relation, Txn, TxnDone, TxnOp};
 pub use v1::Consistency;
+pub use watch::{
+    Change, Event, EventKind, EventWatch, EventWatchBuilder, Presence, Resync, State, StateWatch,
+    StateWatchOptions,
+};
 
 /// The generated types of package `dtkv.v1`, client and server stubs.
 #[allow(missing_docs, clippy::unwrap_used, clippy::doc_lazy_continuation)]

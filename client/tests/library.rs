@@ -7,6 +7,8 @@ mod admin;
 mod calls;
 #[path = "library/fake.rs"]
 mod fake;
+#[path = "library/fake_watch.rs"]
+mod fake_watch;
 #[path = "library/faults.rs"]
 mod faults;
 #[path = "library/load.rs"]
@@ -17,3 +19,5 @@ mod locks;
 mod once;
 #[path = "library/owners.rs"]
 mod owners;
+#[path = "library/watches.rs"]
+mod watches;

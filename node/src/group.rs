@@ -27,6 +27,7 @@ pub mod snapshot;
 pub mod state_machine;
 pub mod status;
 pub mod upkeep;
+pub mod watch;
 
 use crate::clock;
 use crate::failure::Failure;
@@ -45,6 +46,7 @@ use crate::group::upkeep::Upkeep;
 use crate::ids::{GroupId, NodeId};
 use crate::transport::Transport;
 use crate::tree::{ClientId, Digest, ListPage, ListQuery, OwnedQuery};
+use crate::watch::WatchOptions;
 use dtkv_client::v1;
 use openraft::async_runtime::WatchReceiver;
 use std::sync::{Arc, OnceLock};
@@ -70,6 +72,8 @@ pub struct GroupOptions {
     pub log_tail_bytes: u64,
     /// A group without traffic for this long is parked; None = never.
     pub park_after: Option<Duration>,
+    /// History and counters of watches.
+    pub watch: WatchOptions,
 }
 
 impl Default for GroupOptions {
@@ -83,6 +87,7 @@ impl Default for GroupOptions {
             log_bytes_max: 64 << 20,
             log_tail_bytes: 32 << 20,
             park_after: Some(Duration::from_secs(10)),
+            watch: WatchOptions::default(),
         }
     }
 }
@@ -274,6 +279,7 @@ impl Group {
         let expired = self.0.proposals.expire(now);
         self.0.metrics.proposals_expired.inc_by(expired as u64);
         self.upkeep(now, log_tail_bytes);
+        self.0.replica.hub().trim();
         self.park_if_idle();
     }
 }

@@ -16,3 +16,5 @@ mod pipe;
 mod ports;
 #[path = "service/unary.rs"]
 mod unary;
+#[path = "service/watch.rs"]
+mod watch;

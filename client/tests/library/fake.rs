@@ -1,6 +1,7 @@
 //! Nodes that speak the public contract over loopback, with a map for a state machine. Each runs
 //! in its own runtime, so that it can be killed with all its connections.
 
+use crate::fake_watch::{WatchScript, Watching, serve_watches};
 use dtkv_client::packed::scope::Scope;
 use dtkv_client::packed::txn::{Txn, TxnResult};
 use dtkv_client::packed::{self, Kind, Op, PackedNode};
@@ -76,13 +77,16 @@ pub struct World {
     /// How often each key was put.
     pub puts: Mutex<BTreeMap<Vec<u8>, usize>>,
     pub index: AtomicU64,
+    /// Group, index, key and value of every put.
+    pub log: Mutex<Vec<(u32, u64, Vec<u8>, Vec<u8>)>>,
     pub cluster_ids: Mutex<BTreeMap<u64, String>>,
     pub bootstrapped: Mutex<BTreeSet<(u32, u64)>>,
 }
 
-struct Node {
-    id: u64,
-    world: Arc<World>,
+pub struct Node {
+    pub id: u64,
+    pub world: Arc<World>,
+    pub watching: Mutex<Watching>,
     script: Mutex<Script>,
     seen: Mutex<Vec<Seen>>,
     /// Operations received and not answered yet, and the most there ever were.
@@ -171,6 +175,7 @@ impl World {
             }
             Kind::Put => {
                 *self.puts.lock().entry(op.key.to_vec()).or_default() += 1;
+                self.log.lock().push((group, index, op.key.to_vec(), op.value.to_vec()));
                 match data.insert(key, (op.value.to_vec(), index)) {
                     Some(_) => Code::SuccessOverwrite,
                     None => Code::Success,
@@ -243,6 +248,7 @@ impl FakeNode {
         let node = Arc::new(Node {
             id,
             world: world.clone(),
+            watching: Mutex::default(),
             script: Mutex::new(script),
             seen: Mutex::default(),
             pending: AtomicUsize::new(0),
@@ -274,6 +280,16 @@ impl FakeNode {
 
     pub fn serve(&self) {
         self.script(|_| Act::Serve);
+    }
+
+    /// How the node treats streams of watches from now on.
+    pub fn script_watches(&self, script: WatchScript) {
+        self.node.watching.lock().script = script;
+    }
+
+    /// The watches that the node was asked for.
+    pub fn watches_seen(&self) -> Vec<WatchCreate> {
+        self.node.watching.lock().seen.clone()
     }
 
     pub fn seen(&self) -> Vec<Seen> {
@@ -389,6 +405,15 @@ fn status(failure: Failure) -> Status {
 
 #[tonic::async_trait]
 impl Kv for Service {
+    async fn watch(
+        &self,
+        request: Request<Streaming<WatchRequest>>,
+    ) -> Result<Response<futures::stream::BoxStream<'static, Result<WatchResponse, Status>>>, Status> {
+        let (out, responses) = mpsc::channel(1024);
+        tokio::spawn(serve_watches(self.0.clone(), request.into_inner(), out));
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+
     async fn pipe(
         &self,
         request: Request<Streaming<Frame>>,

@@ -19,6 +19,7 @@ use crate::machine::{Changes, Machine, Outcome};
 use crate::planted::{self, Fault};
 use crate::storage_v1 as pb;
 use crate::tree::{ApplyContext, Due};
+use crate::watch::{Hub, WatchOptions};
 use bytes::Bytes;
 use openraft::EntryPayload;
 use parking_lot::RwLock;
@@ -60,6 +61,7 @@ pub struct Replica {
     next_epoch: AtomicU64,
     applied_index: AtomicU64,
     unsaved_bytes: AtomicU64,
+    hub: Arc<Hub>,
     metrics: GroupMetrics,
     clock: GroupClock,
     /// Told when the next deadline has come closer.
@@ -85,7 +87,12 @@ impl Replica {
     ///
     /// # Errors
     /// When the engine fails or a record is damaged.
-    pub fn open(engine: Engine, id: GroupId, metrics: GroupMetrics) -> io::Result<Replica> {
+    pub fn open(
+        engine: Engine,
+        id: GroupId,
+        watch: &WatchOptions,
+        metrics: GroupMetrics,
+    ) -> io::Result<Replica> {
         let saved = read_applied(&engine, id)?;
         let epoch = saved.as_ref().map_or(1, |record| record.epoch);
         let applied = saved.as_ref().and_then(|record| record.log_id.as_ref()).map(log_id_from_pb);
@@ -106,6 +113,7 @@ impl Replica {
             disk: tokio::sync::Mutex::new(()),
             next_epoch: AtomicU64::new(epoch + 1),
             unsaved_bytes: AtomicU64::new(0),
+            hub: Arc::new(Hub::new(id, applied.map_or(0, |id| id.index()), watch)),
             metrics,
             clock,
             earlier_deadline: Arc::default(),
@@ -115,6 +123,11 @@ impl Replica {
     /// The group.
     pub fn id(&self) -> GroupId {
         self.id
+    }
+
+    /// Who watches the tree.
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
     }
 
     /// The state, for readers.
@@ -174,7 +187,7 @@ impl Replica {
     /// Applies one committed entry.
     pub fn apply(&self, entry: &Entry) -> Applied {
         let _timer = self.metrics.apply_seconds.start_timer();
-        let mut outcome = Outcome::default();
+        let (mut outcome, mut time_ms) = (Outcome::default(), 0);
         let mut state = self.state.write();
         let deadline = state.machine.tree.next_deadline();
         match &entry.payload {
@@ -182,6 +195,7 @@ impl Replica {
             EntryPayload::Blank => _ = self.unsaved_bytes.fetch_add(64, Ordering::Relaxed),
             EntryPayload::Normal(commands) => {
                 outcome.results.reserve(commands.count as usize);
+                time_ms = commands.time_ms;
                 self.clock.observe(commands.clock_ms, clock::now());
                 let at = ApplyContext {
                     index: entry.log_id.index(),
@@ -204,6 +218,9 @@ impl Replica {
         state.applied = Some(entry.log_id);
         let index = entry.log_id.index();
         self.applied_index.store(index, Ordering::Release);
+        let events = state.machine.tree.take_events();
+        drop(state);
+        self.hub.publish(index, time_ms, events);
         Applied { index, results: Bytes::from(outcome.results), repeats: outcome.repeats }
     }
 
@@ -332,6 +349,8 @@ impl Replica {
         self.note_deadline(None, state.machine.tree.next_deadline());
         self.applied_index.store(meta.last_log_id.map_or(0, |id| id.index()), Ordering::Release);
         self.unsaved_bytes.store(0, Ordering::Relaxed);
+        drop(state);
+        self.hub.reset(meta.last_log_id.map_or(0, |id| id.index()));
         Ok(())
     }
 }

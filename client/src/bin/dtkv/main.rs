@@ -17,6 +17,7 @@ mod settings;
 mod shell;
 mod txn;
 mod txn_input;
+mod watch;
 mod words;
 
 use std::process::ExitCode;
