@@ -105,6 +105,13 @@ pub(super) fn due(tree: &Tree, clock_ms: u64) -> Vec<Due> {
 }
 
 impl Action {
+    /// Packs it without a client and a guard.
+    pub(super) fn pack_plain(&self, tree: &Tree) -> Vec<u8> {
+        let mut packed = Vec::new();
+        self.pack(tree, tree.counters().clock_ms, &mut packed, &|op, packed| op.pack(packed));
+        packed
+    }
+
     fn pack(&self, tree: &Tree, clock_ms: u64, packed: &mut Vec<u8>, finish: &dyn Fn(Op<'_>, &mut Vec<u8>)) {
         let index = |key: &str, guess: &Option<Guess>| match guess {
             Some(Guess::Index(index)) => Some(*index),
@@ -248,6 +255,24 @@ fn item() -> impl Strategy<Value = Action> {
     prop_oneof![put(Just(None)), remove()]
 }
 
+fn cas_action() -> impl Strategy<Value = Action> {
+    (key(), guess(), prop::option::of(value())).prop_map(|(key, guess, new)| Action::CompareAndSet {
+        key,
+        guess,
+        new,
+    })
+}
+
+/// Single operations on permanent nodes.
+pub(super) fn plain() -> impl Strategy<Value = Action> {
+    prop_oneof![
+        6 => item(),
+        3 => (key(), any::<bool>())
+            .prop_map(|(key, create_parents)| Action::Mkdir { key, create_parents, ttl_ms: None }),
+        2 => cas_action(),
+    ]
+}
+
 fn action() -> impl Strategy<Value = Action> {
     let expecting = (item(), index_guess()).prop_map(|(item, expected)| match item {
         Action::Put { key, value, create_parents, ttl_ms, .. } => {
@@ -263,8 +288,7 @@ fn action() -> impl Strategy<Value = Action> {
         3 => put(ttl().prop_map(Some)),
         3 => (key(), any::<bool>(), prop::option::of(ttl()))
             .prop_map(|(key, create_parents, ttl_ms)| Action::Mkdir { key, create_parents, ttl_ms }),
-        2 => (key(), guess(), prop::option::of(value()))
-            .prop_map(|(key, guess, new)| Action::CompareAndSet { key, guess, new }),
+        2 => cas_action(),
         1 => prop::collection::vec(item(), 1..6).prop_map(Action::Batch),
         1 => (key(), ttl()).prop_map(|(key, ttl_ms)| Action::UpdateTtl { key, ttl_ms }),
         5 => (lock_key(), times)

@@ -1,4 +1,4 @@
-use super::steps::{Step, key, step};
+use super::steps::{Action, key, plain};
 use super::*;
 use dtkv_client::packed::txn::{Compare, Relation, Target, Txn, TxnResult};
 use dtkv_client::packed::{self, PackedResult};
@@ -169,7 +169,7 @@ fn copy(tree: &Tree) -> Tree {
 /// What is done inside of transactions and outside of them.
 #[derive(Clone, Debug)]
 enum Act {
-    Step(Step),
+    Plain(Action),
     PutTemp(String, u64),
     MakeTempDir(String, u64),
     UpdateTtl(String, u64),
@@ -183,7 +183,7 @@ impl Act {
             pack(&[Op { session, ttl_ms: Some(ttl), create_parents: true, ..op(kind, key, value) }])
         };
         match self {
-            Act::Step(step) => step.pack(tree),
+            Act::Plain(action) => action.pack_plain(tree),
             Act::PutTemp(key, ttl) => temp(Kind::Put, key, "temporary", *ttl),
             Act::MakeTempDir(key, ttl) => temp(Kind::Mkdir, key, "", *ttl),
             Act::UpdateTtl(key, ttl) => {
@@ -194,9 +194,8 @@ impl Act {
 }
 
 fn act() -> impl Strategy<Value = Act> {
-    let plain = step().prop_filter("no batch", |step| !matches!(step, Step::Batch(_))).prop_map(Act::Step);
     prop_oneof![
-        6 => plain,
+        6 => plain().prop_map(Act::Plain),
         2 => (key(), 1u64..50).prop_map(|(key, ttl)| Act::PutTemp(key, ttl)),
         1 => (key(), 1u64..50).prop_map(|(key, ttl)| Act::MakeTempDir(key, ttl)),
         2 => (key(), 1u64..50).prop_map(|(key, ttl)| Act::UpdateTtl(key, ttl)),
