@@ -88,7 +88,10 @@ async fn the_client_library_is_told_states_and_events() {
     let written = group.put("a.b", "1").await.expect("written");
     let told = in_time(state.next()).await.expect("a state");
     assert_eq!((told.index, told.value().map(|v| &v[..])), (written.index, Some(&b"1"[..])));
-    group.remove_with("a", dtkv_client::RemoveOptions { recursive: true }).await.expect("removed");
+    group
+        .remove_with("a", dtkv_client::RemoveOptions { recursive: true, expect_index: None })
+        .await
+        .expect("removed");
     assert!(!in_time(state.next()).await.expect("a state").exists());
     let text = str::to_owned;
     let expected = [
