@@ -11,7 +11,8 @@ use crate::retry;
 use crate::route::Router;
 use crate::v1::Consistency;
 use crate::v1::failure::Reason;
-use std::sync::Arc;
+use crate::watch::Watcher;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 use tokio::time::Instant;
 
@@ -39,14 +40,7 @@ impl Client {
 
     /// A group of the cluster. Asks nothing; a group that does not exist fails at the first call.
     pub fn group(&self, id: u32) -> Group {
-        let options = &self.handle.shared.options;
-        Group {
-            lanes: self.handle.shared.lanes(id),
-            handle: self.handle.clone(),
-            id,
-            consistency: options.consistency,
-            timeout: options.request_timeout,
-        }
+        self.handle.group(id)
     }
 
     /// The administration of nodes and groups.
@@ -193,6 +187,7 @@ impl Handle {
             router: Router::new(endpoints),
             limiter: Limiter::new(options.in_flight_ops_max, options.in_flight_bytes_max),
             dispatch: Dispatch::default(),
+            watcher: OnceLock::new(),
             runtime: tokio::runtime::Handle::current(),
             options,
         });
@@ -203,11 +198,25 @@ impl Handle {
     pub fn shared(&self) -> &Arc<Shared> {
         &self.shared
     }
+
+    pub fn group(self: &Arc<Self>, id: u32) -> Group {
+        let options = &self.shared.options;
+        Group {
+            lanes: self.shared.lanes(id),
+            handle: self.clone(),
+            id,
+            consistency: options.consistency,
+            timeout: options.request_timeout,
+        }
+    }
 }
 
 impl Drop for Handle {
     fn drop(&mut self) {
         self.shared.close();
+        if let Some(watcher) = self.shared.watcher.get() {
+            watcher.close();
+        }
     }
 }
 
@@ -218,6 +227,7 @@ pub(crate) struct Shared {
     pub router: Router,
     pub limiter: Limiter,
     pub dispatch: Dispatch,
+    watcher: OnceLock<Watcher>,
     pub runtime: tokio::runtime::Handle,
 }
 
@@ -225,6 +235,11 @@ pub(crate) struct Shared {
 pub(crate) type Done = Box<dyn FnOnce(Result<OpResult, Error>) + Send>;
 
 impl Shared {
+    /// The task of the watches; it starts with the first.
+    pub fn watcher(self: &Arc<Self>, handle: &Arc<Handle>) -> &Watcher {
+        self.watcher.get_or_init(|| Watcher::start(self, handle))
+    }
+
     async fn first_contact(&self) -> Result<(), Error> {
         let deadline = Instant::now() + self.options.connect_timeout;
         let mut attempt = 0;

@@ -99,6 +99,20 @@
 //! # }
 //! ```
 //!
+//! # Watching
+//! [`Group::watch`] tells the latest state of a key whenever it changes, [`Group::watch_events`] every
+//! change at or below one. Both go on by themselves when nodes or connections are lost.
+//!
+//! ```no_run
+//! # async fn example(group: dtkv_client::Group) -> Result<(), dtkv_client::Error> {
+//! let mut port = group.watch("app.port");
+//! while let Some(value) = port.next().await?.value() {
+//!     println!("listen on {}", String::from_utf8_lossy(value));
+//! }
+//! # Ok(())
+//! # }
+//! ```
+//!
 //! # High rates
 //! [`Group::submit`] packs an operation into the frame that goes out next and calls back when it is
 //! answered: no task, no future. What is in flight is bounded; [`Group::ready`] waits for room.
@@ -153,6 +167,7 @@ pub mod placement;
 mod retry;
 mod route;
 mod unary;
+mod watch;
 
 pub use answer::{
     BatchRead, BatchWritten, CasOutcome, Expect, ListOptions, Made, MkdirOptions, New, Node, OpAnswer,
@@ -162,6 +177,10 @@ pub use client::{Client, ClientBuilder};
 pub use error::{Error, ErrorKind, explain};
 pub use group::Group;
 pub use v1::Consistency;
+pub use watch::{
+    Change, Event, EventKind, EventWatch, EventWatchBuilder, Presence, Resync, State, StateWatch,
+    StateWatchOptions,
+};
 
 /// The generated types of package `dtkv.v1`, client and server stubs.
 #[allow(missing_docs, clippy::unwrap_used, clippy::doc_lazy_continuation)]

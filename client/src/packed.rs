@@ -1,6 +1,7 @@
 //! Packed operations and results: the layout of `Frame.ops` and `FrameReply.results`, and of the
 //! commands in the log. It is written down in `proto/dtkv/v1/packed.md`.
 
+pub mod delivery;
 pub mod expiry;
 pub mod lock;
 pub mod scope;

@@ -77,8 +77,10 @@ impl Topology {
 
     fn absorb_group(&mut self, asked: &Address, status: &GroupStatus) {
         let route = self.groups.entry(status.group_id).or_default();
-        if !route.replicas.contains(&status.node_id) {
-            route.replicas.push(status.node_id);
+        for node in [&[status.node_id][..], &status.voters, &status.learners].concat() {
+            if !route.replicas.contains(&node) {
+                route.replicas.push(node);
+            }
         }
         let by_itself = status.role() == Role::Leader;
         let leader = if by_itself { status.node_id } else { status.leader_id };
@@ -111,6 +113,14 @@ impl Topology {
         let turn = route.turn;
         let known: Vec<&Address> = route.replicas.iter().filter_map(|node| self.nodes.get(node)).collect();
         (!known.is_empty()).then(|| known[turn % known.len()].clone())
+    }
+
+    /// Every known replica, and whether it leads.
+    fn replicas(&self, group: u32) -> Vec<(Address, bool)> {
+        let Some(route) = self.groups.get(&group) else { return Vec::new() };
+        let leads = |address: &Address| route.leader.as_ref().is_some_and(|claim| claim.address == *address);
+        let known = route.replicas.iter().filter_map(|node| self.nodes.get(node));
+        known.map(|address| (address.clone(), leads(address))).collect()
     }
 
     fn forget_leader(&mut self, group: u32, address: &Address) {
@@ -188,6 +198,11 @@ impl Router {
     /// A node that may serve the request: any replica when `any`, else the leader.
     pub fn target(&self, group: u32, any: bool) -> Option<Address> {
         if any { self.topology.lock().replica(group) } else { self.leader(group) }
+    }
+
+    /// Every known replica, and whether it leads.
+    pub fn replicas(&self, group: u32) -> Vec<(Address, bool)> {
+        self.topology.lock().replicas(group)
     }
 
     pub fn knows_group(&self, group: u32) -> bool {

@@ -7,7 +7,11 @@ mod admin;
 mod calls;
 #[path = "library/fake.rs"]
 mod fake;
+#[path = "library/fake_watch.rs"]
+mod fake_watch;
 #[path = "library/faults.rs"]
 mod faults;
 #[path = "library/load.rs"]
 mod load;
+#[path = "library/watches.rs"]
+mod watches;

@@ -191,6 +191,24 @@ settings! {
         /// Deadline of a request that names none, in ms.
         request_timeout_ms: u64 = 5_000,
     }
+    /// Watches.
+    watch: WatchConfig {
+        /// Events kept for those who watch or come back, for all groups of the node together.
+        history_bytes_max: ByteSize = ByteSize::mib(256),
+        /// The same for a single group.
+        history_group_bytes_max: ByteSize = ByteSize::mib(16),
+        /// Events are not kept longer than this, in ms.
+        history_age_ms: u64 = 300_000,
+        /// A stream of watches says at least this often how far it is, in ms; clients that hear
+        /// nothing for twice as long go elsewhere.
+        progress_interval_ms: u64 = 5_000,
+        /// Bytes sent on a stream before the client must acknowledge some.
+        window_bytes: ByteSize = ByteSize::mib(1),
+        /// Watches on one stream.
+        watches_per_stream_max: u32 = 10_000,
+        /// Watches on the whole node.
+        watches_max: u32 = 1_000_000,
+    }
     /// The node's own log output.
     log: LogConfig {
         /// error, warn, info, debug or trace, or a list like "info,dtkv_node::group=debug". The

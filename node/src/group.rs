@@ -3,7 +3,7 @@
 //! `propose` turns frames into log entries, `log_store` keeps them, `state_machine` applies them to
 //! the tree in `replica`, `read` answers from it, `snapshot` moves it to others, `membership`
 //! changes who takes part, `parking` lets an idle group sleep, `contact` knows when a leader was
-//! last heard, `lifecycle` starts and ends it all.
+//! last heard, `watch` shows the replica to watches, `lifecycle` starts and ends it all.
 //! `group_clock` is the time that leases are measured with.
 //! `network` and `inbound` are its two ends of the transport.
 
@@ -26,6 +26,7 @@ pub mod snapshot;
 pub mod state_machine;
 pub mod status;
 pub mod upkeep;
+pub mod watch;
 
 use crate::clock;
 use crate::failure::Failure;
@@ -43,6 +44,7 @@ use crate::group::upkeep::Upkeep;
 use crate::ids::{GroupId, NodeId};
 use crate::transport::Transport;
 use crate::tree::{Digest, ListQuery};
+use crate::watch::WatchOptions;
 use dtkv_client::v1;
 use openraft::async_runtime::WatchReceiver;
 use std::sync::Arc;
@@ -68,6 +70,8 @@ pub struct GroupOptions {
     pub log_tail_bytes: u64,
     /// A group without traffic for this long is parked; None = never.
     pub park_after: Option<Duration>,
+    /// History and counters of watches.
+    pub watch: WatchOptions,
 }
 
 impl Default for GroupOptions {
@@ -81,6 +85,7 @@ impl Default for GroupOptions {
             log_bytes_max: 64 << 20,
             log_tail_bytes: 32 << 20,
             park_after: Some(Duration::from_secs(10)),
+            watch: WatchOptions::default(),
         }
     }
 }
@@ -230,6 +235,7 @@ impl Group {
         let expired = self.0.proposals.expire(now);
         self.0.metrics.proposals_expired.inc_by(expired as u64);
         self.upkeep(now, log_tail_bytes);
+        self.0.replica.hub().trim();
         self.park_if_idle();
     }
 }

@@ -21,6 +21,7 @@ pub mod store;
 pub mod telemetry;
 pub mod transport;
 pub mod tree;
+pub mod watch;
 mod wiring;
 
 pub use wiring::{Node, NodeError};

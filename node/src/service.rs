@@ -1,8 +1,8 @@
 //! What clients, administrators and people talk to. Thin: decode, check limits, delegate, convert.
 //!
-//! `pipe`, `kv` and `txn` take requests in, `admission` decides what goes on, `scope` reads who it comes from,
-//! `status` turns failures into gRPC statuses; `admin` and `health` are for operators, `http` and `page` for people and
-//! collectors; `server` owns the clients' port.
+//! `pipe`, `kv` and `txn` take requests in, `watch` tells of changes, `admission` decides what goes on,
+//! `scope` reads who it comes from, `status` turns failures into gRPC statuses; `admin` and `health` are for
+//! operators, `http` and `page` for people and collectors; `server` owns the clients' port.
 
 pub mod admin;
 pub mod admission;
@@ -18,6 +18,7 @@ pub mod scope;
 pub mod server;
 pub mod status;
 mod txn;
+pub mod watch;
 
 use crate::clock;
 use crate::engine::Engine;
@@ -28,14 +29,15 @@ use crate::group::read::ReadFrame;
 use crate::group::reply::{Answer, Reply};
 use crate::ids::GroupId;
 use crate::store::Store;
+use crate::watch::WatchMetrics;
 use admission::{Access, Budget, Checked, Hold, Partly};
 use bytes::Bytes;
 use dtkv_client::v1::{self, Consistency};
 use metrics::ServiceMetrics;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 use tokio_util::sync::CancellationToken;
+use watch::WatchLimits;
 
 /// What the service takes on.
 #[derive(Clone, Debug)]
@@ -58,6 +60,10 @@ pub struct ServiceOptions {
     pub handshake_timeout: Duration,
     /// Deadline of a request that names none.
     pub request_timeout: Duration,
+    /// Watches.
+    pub watch: WatchLimits,
+    /// The node's counters of watches.
+    pub watch_metrics: WatchMetrics,
 }
 
 struct Inner {
@@ -66,7 +72,9 @@ struct Inner {
     options: ServiceOptions,
     budget: Arc<Budget>,
     metrics: ServiceMetrics,
-    is_stopping: AtomicBool,
+    /// The node is about to go, but still answers.
+    stopping: CancellationToken,
+    /// It answers no more.
     stop: CancellationToken,
 }
 
@@ -91,13 +99,14 @@ impl Service {
     /// A service on this store.
     pub fn new(store: Store, engine: Engine, options: ServiceOptions, metrics: ServiceMetrics) -> Service {
         let budget = Budget::new(options.inflight_bytes_max);
-        let (is_stopping, stop) = (AtomicBool::new(false), CancellationToken::new());
-        Service(Arc::new(Inner { store, engine, options, budget, metrics, is_stopping, stop }))
+        let (stopping, stop) = (CancellationToken::new(), CancellationToken::new());
+        Service(Arc::new(Inner { store, engine, options, budget, metrics, stopping, stop }))
     }
 
-    /// Says that this node is not ready any more; requests are still answered.
+    /// Says that this node is not ready any more, and sends those who watch elsewhere; requests are
+    /// still answered.
     pub fn begin_stop(&self) {
-        self.0.is_stopping.store(true, Ordering::Relaxed);
+        self.0.stopping.cancel();
     }
 
     /// Ends every stream and the listener.
@@ -108,7 +117,7 @@ impl Service {
 
     /// Whether every group of this node serves and the node is not stopping.
     pub fn is_ready(&self) -> bool {
-        !self.0.is_stopping.load(Ordering::Relaxed) && self.0.store.is_ready()
+        !self.0.stopping.is_cancelled() && self.0.store.is_ready()
     }
 
     /// Sends operations on their way. `reply` is called exactly once, and what it gets to hold is

@@ -9,13 +9,16 @@ use crate::ids::NodeId;
 use crate::service::group_metrics;
 use crate::service::http::Http;
 use crate::service::metrics::ServiceMetrics;
+use crate::service::watch::WatchLimits;
 use crate::service::{Service, ServiceOptions};
 use crate::store::{Store, StoreError, StoreOptions, identity, records};
 use crate::telemetry;
 use crate::transport::{AddressBook, Identity, NodeAddress, Transport, TransportMetrics, TransportOptions};
+use crate::watch::{NodeHistory, WatchMetrics, WatchOptions};
 use dtkv_client::v1;
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::net::TcpListener;
 use tokio::task::JoinSet;
@@ -103,8 +106,9 @@ impl Node {
             TransportMetrics::register(&registry),
         );
         let listeners = Listeners::bind(&config).await?;
+        let watch_metrics = WatchMetrics::register(&registry);
         let store = Store::open(
-            store_options(&config),
+            store_options(&config, watch_metrics.clone()),
             identity,
             engine.clone(),
             transport.clone(),
@@ -113,7 +117,8 @@ impl Node {
         .await?;
 
         let metrics = ServiceMetrics::register(&registry);
-        let service = Service::new(store.clone(), engine.clone(), service_options(&config), metrics);
+        let options = service_options(&config, watch_metrics);
+        let service = Service::new(store.clone(), engine.clone(), options, metrics);
         let groups = group_metrics::GroupMetrics::register(&registry, config.metrics.per_group);
         let http = Http::new(service.clone(), registry, groups, notices);
         Ok(Node { config, engine, transport, store, service, http, listeners })
@@ -234,7 +239,18 @@ fn transport_options(config: &Config) -> TransportOptions {
     }
 }
 
-fn store_options(config: &Config) -> StoreOptions {
+fn watch_options(config: &Config, metrics: WatchMetrics) -> WatchOptions {
+    let watch = &config.watch;
+    let node = NodeHistory::new(watch.history_bytes_max.0 as u64, metrics.history_bytes.clone());
+    WatchOptions {
+        history_bytes_max: watch.history_group_bytes_max.0 as u64,
+        history_age_max: Duration::from_millis(watch.history_age_ms),
+        node: Arc::new(node),
+        metrics,
+    }
+}
+
+fn store_options(config: &Config, watch_metrics: WatchMetrics) -> StoreOptions {
     let raft = &config.raft;
     let park_after = Duration::from_millis(raft.park_after_ms);
     StoreOptions {
@@ -245,6 +261,7 @@ fn store_options(config: &Config) -> StoreOptions {
             log_bytes_max: raft.log_bytes_max.0 as u64,
             log_tail_bytes: raft.log_tail_bytes.0 as u64,
             park_after: (!park_after.is_zero()).then_some(park_after),
+            watch: watch_options(config, watch_metrics),
             ..GroupOptions::default()
         },
         tick_interval: TICK_INTERVAL,
@@ -257,8 +274,8 @@ fn store_options(config: &Config) -> StoreOptions {
     }
 }
 
-fn service_options(config: &Config) -> ServiceOptions {
-    let limits = &config.limits;
+fn service_options(config: &Config, watch_metrics: WatchMetrics) -> ServiceOptions {
+    let (limits, watch) = (&config.limits, &config.watch);
     ServiceOptions {
         request_bytes_max: limits.request_bytes_max.0,
         inflight_bytes_max: limits.inflight_bytes_max.0,
@@ -269,6 +286,13 @@ fn service_options(config: &Config) -> ServiceOptions {
         handshakes_max: limits.handshakes_max,
         handshake_timeout: Duration::from_millis(limits.handshake_timeout_ms),
         request_timeout: Duration::from_millis(limits.request_timeout_ms),
+        watch: WatchLimits {
+            window_bytes: watch.window_bytes.0 as u64,
+            watches_per_stream_max: watch.watches_per_stream_max as usize,
+            watches_max: watch.watches_max as usize,
+            progress_interval: Duration::from_millis(watch.progress_interval_ms),
+        },
+        watch_metrics,
     }
 }
 

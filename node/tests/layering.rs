@@ -8,7 +8,7 @@ const FLOORS: [&[&str]; 8] = [
     &["ids", "clock", "planted", "peer_v1", "storage_v1"],
     &["accept", "failure", "config", "telemetry", "peer_codec"],
     &["keyspace", "tree", "session"],
-    &["machine", "engine", "transport"],
+    &["machine", "engine", "transport", "watch"],
     &["group"],
     &["store"],
     &["service"],

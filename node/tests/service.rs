@@ -14,3 +14,5 @@ mod pipe;
 mod ports;
 #[path = "service/unary.rs"]
 mod unary;
+#[path = "service/watch.rs"]
+mod watch;

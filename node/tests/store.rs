@@ -9,8 +9,10 @@ mod leadership;
 #[path = "store/once.rs"]
 mod once;
 
+use dtkv_client::packed::delivery::DeliveryKind;
 use dtkv_client::v1::{self, Code, Consistency};
-use harness::{Cluster, Options, eventually};
+use dtkv_node::ids::GroupId;
+use harness::{Cluster, Options, Watches, eventually};
 use std::time::Duration;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -105,6 +107,66 @@ async fn a_follower_far_behind_gets_a_snapshot_and_then_the_log() {
     cluster.restart(behind).await;
     cluster.put(leader, 1, "later", "v").await.unwrap();
     cluster.wait_equal(1, &[1, 2, 3]).await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_snapshot_re_syncs_states_and_ends_event_watches_that_it_skips() {
+    let mut cluster = Cluster::start(3, Options::small_log()).await;
+    cluster.bootstrap(1, &[1, 2, 3]).await;
+    let leader = cluster.leader(1).await;
+    cluster.put(leader, 1, "k", "early").await.unwrap();
+    let behind = (1..=3).find(|node| *node != leader).unwrap();
+    cluster.wait_equal(1, &[1, 2, 3]).await;
+    cluster.kill(behind).await;
+    let value = "x".repeat(4096);
+    for i in 0..600 {
+        cluster.put(leader, 1, &format!("k{}", i % 300), &value).await.unwrap();
+    }
+    eventually("the log is purged", || async { cluster.status(leader, 1).purged_index > 400 }).await;
+    cluster.revive(behind).await;
+    let mut watches = Watches::new();
+    let replica = cluster.store(behind).group(GroupId(1)).unwrap();
+    watches.add(&replica, 1, "k7", v1::WatchMode::WatchState);
+    watches.add(&replica, 2, "", v1::WatchMode::WatchEvents);
+    cluster.wait_equal(1, &[1, 2, 3]).await;
+    let expected = cluster.status(leader, 1).applied_index;
+    eventually("the watches hear of it", || {
+        watches.take();
+        let is_told =
+            watches.states.last().is_some_and(|(presence, _)| *presence == DeliveryKind::StateValue);
+        let skips = watches.created_index < 400;
+        let is_ended = watches.ended.iter().any(|ended| {
+            ended.code() == Code::Compacted && ended.oldest_index > 400 && ended.oldest_index <= expected + 1
+        });
+        async move { is_told && (is_ended || !skips) }
+    })
+    .await;
+    cluster.stop().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_that_goes_ends_its_watches() {
+    let cluster = Cluster::start(1, Options::default()).await;
+    cluster.bootstrap(1, &[1]).await;
+    cluster.leader(1).await;
+    let mut watches = Watches::new();
+    let replica = cluster.store(1).group(GroupId(1)).unwrap();
+    watches.add(&replica, 1, "k", v1::WatchMode::WatchState);
+    watches.add(&replica, 2, "k", v1::WatchMode::WatchEvents);
+    cluster.put(1, 1, "k", "v").await.unwrap();
+    eventually("the watches are told", || {
+        watches.take();
+        let is_told = watches.states.last().is_some_and(|(kind, _)| *kind == DeliveryKind::StateValue);
+        let is_told = is_told && watches.events == 1;
+        async move { is_told }
+    })
+    .await;
+    replica.shutdown().await;
+    watches.take();
+    let ended: usize = watches.ended.iter().map(|ended| ended.watch_ids.len()).sum();
+    assert_eq!(ended, 2, "{:?}", watches.ended);
+    drop(replica);
     cluster.stop().await;
 }
 

@@ -1,6 +1,7 @@
 //! Nodes that speak the public contract over loopback, with a map for a state machine. Each runs
 //! in its own runtime, so that it can be killed with all its connections.
 
+use crate::fake_watch::{WatchScript, Watching, serve_watches};
 use dtkv_client::packed::{self, Kind, Op, PackedNode};
 use dtkv_client::v1::admin_server::{Admin, AdminServer};
 use dtkv_client::v1::failure::Reason;
@@ -49,6 +50,9 @@ pub struct Seen {
 /// Group and key to value and update index.
 type Data = BTreeMap<(u32, Vec<u8>), (Vec<u8>, u64)>;
 
+/// Group, index, key and value of a put.
+pub type Logged = (u32, u64, Vec<u8>, Vec<u8>);
+
 /// What all nodes know: where each other are, who leads what, and all data.
 #[derive(Default)]
 pub struct World {
@@ -59,13 +63,16 @@ pub struct World {
     pub members: Mutex<BTreeMap<u32, Vec<u64>>>,
     pub data: Mutex<Data>,
     pub index: AtomicU64,
+    /// Every put.
+    pub log: Mutex<Vec<Logged>>,
     pub cluster_ids: Mutex<BTreeMap<u64, String>>,
     pub bootstrapped: Mutex<BTreeSet<(u32, u64)>>,
 }
 
-struct Node {
-    id: u64,
-    world: Arc<World>,
+pub struct Node {
+    pub id: u64,
+    pub world: Arc<World>,
+    pub watching: Mutex<Watching>,
     script: Mutex<Script>,
     seen: Mutex<Vec<Seen>>,
     /// Operations received and not answered yet, and the most there ever were.
@@ -113,10 +120,13 @@ impl World {
         let mut data = self.data.lock();
         let key = (group, op.key.to_vec());
         let code = match op.kind {
-            Kind::Put => match data.insert(key, (op.value.to_vec(), index)) {
-                Some(_) => Code::SuccessOverwrite,
-                None => Code::Success,
-            },
+            Kind::Put => {
+                self.log.lock().push((group, index, op.key.to_vec(), op.value.to_vec()));
+                match data.insert(key, (op.value.to_vec(), index)) {
+                    Some(_) => Code::SuccessOverwrite,
+                    None => Code::Success,
+                }
+            }
             Kind::Remove => data.remove(&key).map_or(Code::NotFound, |_| Code::Success),
             Kind::Mkdir => data.get(&key).map_or(Code::Success, |_| Code::DirExists),
             Kind::CompareAndSet => {
@@ -154,6 +164,7 @@ impl FakeNode {
         let node = Arc::new(Node {
             id,
             world: world.clone(),
+            watching: Mutex::default(),
             script: Mutex::new(script),
             seen: Mutex::default(),
             pending: AtomicUsize::new(0),
@@ -184,6 +195,16 @@ impl FakeNode {
 
     pub fn serve(&self) {
         self.script(|_| Act::Serve);
+    }
+
+    /// How the node treats streams of watches from now on.
+    pub fn script_watches(&self, script: WatchScript) {
+        self.node.watching.lock().script = script;
+    }
+
+    /// The watches that the node was asked for.
+    pub fn watches_seen(&self) -> Vec<WatchCreate> {
+        self.node.watching.lock().seen.clone()
     }
 
     pub fn seen(&self) -> Vec<Seen> {
@@ -286,6 +307,15 @@ fn status(failure: Failure) -> Status {
 
 #[tonic::async_trait]
 impl Kv for Service {
+    async fn watch(
+        &self,
+        request: Request<Streaming<WatchRequest>>,
+    ) -> Result<Response<futures::stream::BoxStream<'static, Result<WatchResponse, Status>>>, Status> {
+        let (out, responses) = mpsc::channel(1024);
+        tokio::spawn(serve_watches(self.0.clone(), request.into_inner(), out));
+        Ok(Response::new(Box::pin(ReceiverStream::new(responses))))
+    }
+
     async fn pipe(
         &self,
         request: Request<Streaming<Frame>>,

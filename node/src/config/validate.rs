@@ -16,6 +16,7 @@ impl Config {
         self.validate_raft(&mut problems);
         self.validate_peers(&mut problems);
         self.validate_sizes(&mut problems);
+        self.validate_watch(&mut problems);
         problems
     }
 
@@ -192,6 +193,18 @@ impl Config {
         within(problems, "limits.handshakes_max", limits.handshakes_max, 1, 1_000_000);
         within(problems, "limits.handshake_timeout_ms", limits.handshake_timeout_ms, 10, 600_000);
         within(problems, "limits.request_timeout_ms", limits.request_timeout_ms, 1, 3_600_000);
+    }
+
+    fn validate_watch(&self, problems: &mut Problems) {
+        let watch = &self.watch;
+        let (zero, kib64, gib64) = (ByteSize(0), ByteSize(64 << 10), ByteSize(64 << 30));
+        within(problems, "watch.history_bytes_max", watch.history_bytes_max, zero, gib64);
+        within(problems, "watch.history_group_bytes_max", watch.history_group_bytes_max, zero, gib64);
+        within(problems, "watch.history_age_ms", watch.history_age_ms, 0, 86_400_000);
+        within(problems, "watch.progress_interval_ms", watch.progress_interval_ms, 100, 60_000);
+        within(problems, "watch.window_bytes", watch.window_bytes, kib64, ByteSize(1 << 30));
+        within(problems, "watch.watches_per_stream_max", watch.watches_per_stream_max, 1, 1_000_000);
+        within(problems, "watch.watches_max", watch.watches_max, 1, 100_000_000);
     }
 }
 

@@ -56,9 +56,10 @@ impl Group {
     /// When the disk fails, a record is damaged, or the log has a hole.
     pub async fn start(parts: GroupParts) -> io::Result<Group> {
         let (engine, id) = (parts.engine.clone(), parts.id);
-        let metrics = parts.metrics.clone();
+        let (watch, metrics) = (parts.options.watch.clone(), parts.metrics.clone());
         let opened = tokio::task::spawn_blocking(move || {
-            Ok::<_, io::Error>((Replica::open(engine.clone(), id, metrics)?, LogStore::open(engine, id)?))
+            let replica = Replica::open(engine.clone(), id, &watch, metrics)?;
+            Ok::<_, io::Error>((replica, LogStore::open(engine, id)?))
         });
         let (replica, log) = opened.await.map_err(io::Error::other)??;
         let replica = Arc::new(replica);
@@ -161,6 +162,7 @@ impl Group {
     /// Stops the replica: new requests are refused, those on their way are answered.
     pub async fn shutdown(&self) {
         self.0.proposals.close();
+        self.0.replica.hub().close(Failure::stopping(self.id()));
         self.finish_proposals(clock::now() + Duration::from_secs(2)).await;
         if let Err(error) = self.raft().shutdown().await {
             tracing::warn!(group = %self.id(), %error, "replica ended with an error");

@@ -19,10 +19,12 @@ use crate::machine::{Changes, Machine, Outcome};
 use crate::planted::{self, Fault};
 use crate::storage_v1 as pb;
 use crate::tree::ApplyContext;
+use crate::watch::{Hub, WatchOptions};
 use bytes::Bytes;
 use openraft::EntryPayload;
 use parking_lot::RwLock;
 use std::io;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
 /// How many changed nodes are taken under the lock at once.
@@ -57,6 +59,7 @@ pub struct Replica {
     next_epoch: AtomicU64,
     applied_index: AtomicU64,
     unsaved_bytes: AtomicU64,
+    hub: Arc<Hub>,
     metrics: GroupMetrics,
     clock: GroupClock,
 }
@@ -80,7 +83,12 @@ impl Replica {
     ///
     /// # Errors
     /// When the engine fails or a record is damaged.
-    pub fn open(engine: Engine, id: GroupId, metrics: GroupMetrics) -> io::Result<Replica> {
+    pub fn open(
+        engine: Engine,
+        id: GroupId,
+        watch: &WatchOptions,
+        metrics: GroupMetrics,
+    ) -> io::Result<Replica> {
         let saved = read_applied(&engine, id)?;
         let epoch = saved.as_ref().map_or(1, |record| record.epoch);
         let applied = saved.as_ref().and_then(|record| record.log_id.as_ref()).map(log_id_from_pb);
@@ -101,6 +109,7 @@ impl Replica {
             disk: tokio::sync::Mutex::new(()),
             next_epoch: AtomicU64::new(epoch + 1),
             unsaved_bytes: AtomicU64::new(0),
+            hub: Arc::new(Hub::new(id, applied.map_or(0, |id| id.index()), watch)),
             metrics,
             clock,
         })
@@ -109,6 +118,11 @@ impl Replica {
     /// The group.
     pub fn id(&self) -> GroupId {
         self.id
+    }
+
+    /// Who watches the tree.
+    pub fn hub(&self) -> &Arc<Hub> {
+        &self.hub
     }
 
     /// The state, for readers.
@@ -145,13 +159,14 @@ impl Replica {
     /// Applies one committed entry.
     pub fn apply(&self, entry: &Entry) -> Applied {
         let _timer = self.metrics.apply_seconds.start_timer();
-        let mut outcome = Outcome::default();
+        let (mut outcome, mut time_ms) = (Outcome::default(), 0);
         let mut state = self.state.write();
         match &entry.payload {
             // It changes nothing, but until a checkpoint holds its log id the group cannot be parked.
             EntryPayload::Blank => _ = self.unsaved_bytes.fetch_add(64, Ordering::Relaxed),
             EntryPayload::Normal(commands) => {
                 outcome.results.reserve(commands.count as usize);
+                time_ms = commands.time_ms;
                 self.clock.observe(commands.clock_ms, clock::now());
                 let at = ApplyContext {
                     index: entry.log_id.index(),
@@ -173,6 +188,9 @@ impl Replica {
         state.applied = Some(entry.log_id);
         let index = entry.log_id.index();
         self.applied_index.store(index, Ordering::Release);
+        let events = state.machine.tree.take_events();
+        drop(state);
+        self.hub.publish(index, time_ms, events);
         Applied { index, results: Bytes::from(outcome.results), repeats: outcome.repeats }
     }
 
@@ -294,6 +312,8 @@ impl Replica {
         self.clock.observe(state.machine.tree.counters().clock_ms, clock::now());
         self.applied_index.store(meta.last_log_id.map_or(0, |id| id.index()), Ordering::Release);
         self.unsaved_bytes.store(0, Ordering::Relaxed);
+        drop(state);
+        self.hub.reset(meta.last_log_id.map_or(0, |id| id.index()));
         Ok(())
     }
 }

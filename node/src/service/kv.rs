@@ -143,6 +143,13 @@ impl Kv for Service {
         self.unary("Txn", request, async |timeout, request| self.transact(timeout, request).await).await
     }
 
+    async fn watch(
+        &self,
+        request: Request<Streaming<v1::WatchRequest>>,
+    ) -> Result<Response<BoxStream<'static, Result<v1::WatchResponse, Status>>>, Status> {
+        Ok(Response::new(Box::pin(self.open_watches(request.into_inner()))))
+    }
+
     async fn pipe(
         &self,
         request: Request<Streaming<v1::Frame>>,

@@ -61,6 +61,11 @@ impl Running {
         let directory = TempDir::new().expect("a directory");
         let mut config = config(directory.path());
         change(&mut config);
+        Running::again(directory, config).await
+    }
+
+    /// A node in a directory that one has left.
+    pub async fn again(directory: TempDir, config: Config) -> Running {
         let node = Node::build(config.clone()).await.expect("a node");
         let stop = CancellationToken::new();
         let node = tokio::spawn(node.run(stop.clone().cancelled_owned()));

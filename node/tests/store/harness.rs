@@ -1,20 +1,24 @@
 //! Several nodes in one process: own directories, own ports, short timeouts.
 
 use bytes::Bytes;
+use dtkv_client::packed::delivery::{DeliveryKind, deliveries};
 use dtkv_client::packed::{self, Kind, Op, PackedResult};
 use dtkv_client::v1::{self, Code, Consistency};
 use dtkv_node::engine::{Engine, EngineMetrics, EngineOptions};
 use dtkv_node::failure::Failure;
-use dtkv_node::group::GroupOptions;
 use dtkv_node::group::metrics::GroupMetrics;
 use dtkv_node::group::propose::WriteFrame;
 use dtkv_node::group::read::ReadFrame;
 use dtkv_node::group::reply::Answer;
+use dtkv_node::group::{Group, GroupOptions};
 use dtkv_node::ids::{GroupId, NodeId};
 use dtkv_node::store::{Store, StoreOptions, identity, records};
 use dtkv_node::transport::{AddressBook, Identity, Transport, TransportMetrics, TransportOptions};
+use dtkv_node::watch::{Outbox, OutboxOptions, WatchRequest};
 use std::collections::BTreeMap;
 use std::future::Future;
+use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 use tempfile::TempDir;
 use tokio::net::TcpListener;
@@ -353,5 +357,59 @@ impl Cluster {
             nodes.iter().all(|node| self.status(*node, group).parked)
         })
         .await;
+    }
+}
+
+/// A stream of watches without a network.
+pub struct Watches {
+    outbox: Arc<Outbox>,
+    acknowledged: u64,
+    /// Of the registration that came last.
+    pub created_index: u64,
+    pub states: Vec<(DeliveryKind, u64)>,
+    pub events: usize,
+    pub ended: Vec<v1::WatchEnded>,
+}
+
+impl Watches {
+    pub fn new() -> Watches {
+        let outbox = Outbox::new(OutboxOptions {
+            window_bytes: 1 << 20,
+            queue_bytes_max: 1 << 20,
+            watches_max: 100,
+            progress_interval: DEADLINE,
+        });
+        let (states, ended) = (Vec::new(), Vec::new());
+        Watches { outbox, acknowledged: 0, created_index: 0, states, events: 0, ended }
+    }
+
+    pub fn add(&mut self, group: &Group, id: u32, key: &str, mode: v1::WatchMode) {
+        let key = Arc::from(key.as_bytes());
+        let request = WatchRequest { id, key, mode, index: None, keys_only: true, kinds: Vec::new() };
+        group.watch(request, &self.outbox).unwrap();
+    }
+
+    /// Takes what has come.
+    pub fn take(&mut self) {
+        let waker = futures::task::noop_waker();
+        while let Poll::Ready(Some(response)) = self.outbox.poll(&Context::from_waker(&waker)) {
+            self.acknowledged += u64::from(response.bytes);
+            self.outbox.acknowledge(self.acknowledged);
+            self.created_index = response.created.last().map_or(self.created_index, |created| created.index);
+            for delivery in deliveries(&response.deliveries) {
+                let (_, delivery) = delivery.unwrap();
+                match delivery.kind.is_state() {
+                    true => self.states.push((delivery.kind, delivery.index)),
+                    false => self.events += 1,
+                }
+            }
+            self.ended.extend(response.ended);
+        }
+    }
+}
+
+impl Drop for Watches {
+    fn drop(&mut self) {
+        self.outbox.close();
     }
 }

@@ -5,10 +5,10 @@ mod bench;
 mod values;
 
 pub use admin::{ClusterCommand, GroupCommand, NodeCommand};
-pub use bench::{Api, BenchArgs, GroupChoice};
+pub use bench::{Api, BenchArgs, GroupChoice, Operation};
 pub use values::{Freshness, Layout, Rooted, deserialize_duration, parse_duration};
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Parser, Subcommand, ValueEnum};
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -144,6 +144,19 @@ Examples:
   dtkv cas leader --expect node-1 --set node-2
   dtkv cas leader --index 4711 --delete")]
     Cas(CasArgs),
+    /// Watch a key and print what changes, until interrupted
+    #[command(after_help = "\
+Prints the latest state of KEY at once and whenever it changes; of a directory, whenever anything
+below it changes. States that follow each other quickly may be left out, the last one never is.
+--events prints every change at or below KEY instead, in order.
+The watch goes on by itself when nodes or connections are lost. -o json prints one object a line.
+
+Examples:
+  dtkv watch app.leader
+  dtkv watch app --events
+  dtkv watch . --events --from 4711 --kinds put,remove -o json
+  dtkv watch job.done -n 2          # the present state and the next one")]
+    Watch(WatchArgs),
     /// Write many values, one log entry for many of them
     #[command(after_help = "\
 Each line of FILE (or of standard input) is one item; words are quoted as in a shell:
@@ -330,6 +343,37 @@ pub struct CasWanted {
     /// Delete the key
     #[arg(long)]
     pub delete: bool,
+}
+
+/// Arguments of `watch`.
+#[derive(Args, Debug)]
+pub struct WatchArgs {
+    /// Dotted key, there or not; . is the root
+    pub key: Rooted,
+    /// Every change at or below the key, not its latest state
+    #[arg(short = 'E', long)]
+    pub events: bool,
+    /// Events: the first index wanted. States: only later ones than this
+    #[arg(long, value_name = "INDEX")]
+    pub from: Option<u64>,
+    /// Leave the values out
+    #[arg(short, long)]
+    pub keys_only: bool,
+    /// Only these events
+    #[arg(long, value_enum, value_delimiter = ',', requires = "events", value_name = "KIND")]
+    pub kinds: Vec<WatchKind>,
+    /// End after so many lines
+    #[arg(short = 'n', long, value_parser = clap::value_parser!(u64).range(1..), value_name = "N")]
+    pub count: Option<u64>,
+}
+
+/// Kinds of events.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum WatchKind {
+    Put,
+    Remove,
+    Expire,
+    Mkdir,
 }
 
 /// Arguments of `batch`.

@@ -1,4 +1,4 @@
-//! `dtkv bench`: puts and gets as fast as they go, or at a given rate.
+//! `dtkv bench`: puts and gets as fast as they go, or at a given rate; and watches.
 //!
 //! The generator must cost less than what it measures: keys and the value are made beforehand, one
 //! producer thread for each connection hands operations to the client without waiting for any of
@@ -9,9 +9,10 @@ mod issue;
 mod load;
 mod record;
 mod report;
+mod watch;
 mod work;
 
-use crate::args::{Api, BenchArgs, GroupChoice};
+use crate::args::{Api, BenchArgs, GroupChoice, Operation};
 use crate::context::{self, Context};
 use crate::fault::{Exit, Fault};
 use crate::output::count;
@@ -30,6 +31,9 @@ const PREFILL_BYTES: usize = 1 << 20;
 const DIRECTORY: &str = "bench";
 
 pub async fn run(context: &Context, args: BenchArgs) -> Result<Exit, Fault> {
+    if args.operation == Operation::Watch {
+        return watch::run(context, &args).await;
+    }
     let groups = chosen_groups(context, &args).await?;
     let work = Arc::new(Work::new(groups.len(), &args));
     let connections = connect(context, &args, &groups, &work).await?;

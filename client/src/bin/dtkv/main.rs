@@ -13,6 +13,7 @@ mod overview;
 mod run;
 mod settings;
 mod shell;
+mod watch;
 mod words;
 
 use std::process::ExitCode;

@@ -4,7 +4,7 @@ use crate::args::{Cli, Command};
 use crate::context::Context;
 use crate::fault::{Exit, Fault};
 use crate::settings::{File, Settings, home};
-use crate::{admin, batch, bench, kv, overview, shell};
+use crate::{admin, batch, bench, kv, overview, shell, watch};
 use clap::{CommandFactory, Parser};
 use std::future::Future;
 use std::pin::Pin;
@@ -57,6 +57,7 @@ pub fn dispatch(context: &Context, command: Command) -> Answer<'_> {
         Command::Rm(args) => Box::pin(kv::rm(context, args)),
         Command::Mkdir(args) => Box::pin(kv::mkdir(context, args)),
         Command::Cas(args) => Box::pin(kv::cas(context, args)),
+        Command::Watch(args) => Box::pin(watch::run(context, args)),
         Command::Batch(args) => Box::pin(batch::run(context, args)),
         Command::Groups => Box::pin(overview::groups(context)),
         Command::Nodes => Box::pin(overview::nodes(context)),

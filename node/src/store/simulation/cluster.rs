@@ -15,6 +15,7 @@ use crate::planted::Plot;
 use crate::store::inbound::StoreInbound;
 use crate::store::{Store, StoreOptions, identity, records};
 use crate::transport::{AddressBook, Identity, Transport, TransportMetrics, TransportOptions};
+use crate::watch::WatchOptions;
 use bytes::Bytes;
 use dtkv_client::packed::{self, Kind, Op, PackedResult};
 use dtkv_client::v1::{self, Code, Consistency};
@@ -67,6 +68,7 @@ impl Setup {
             log_bytes_max: 16 << 10,
             log_tail_bytes: 4 << 10,
             park_after: None,
+            watch: WatchOptions::default(),
         };
         Setup { seed, nodes, group }
     }

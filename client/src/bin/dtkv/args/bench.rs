@@ -11,6 +11,9 @@ makes it an open loop: operations start on a schedule, and latency counts from t
 so that a stall is seen by every operation it delayed. Keys are bench.key0 .. below the directory
 `bench` of each group; they are written before reads are measured, and stay.
 
+watch: WATCHERS watches over -c clients are told of --rate writes a second (10,000 unless given) to
+WATCHED_KEYS keys below `bench-watch`; latency counts from the acknowledgement of the write.
+
 --api:  async  one producer thread for each connection, answers by callback (the fastest)
         await  a task for each operation in flight, on the client's futures
         unary  the same with plain unary gRPC calls to the leader, as any language would do
@@ -21,7 +24,8 @@ Examples:
   dtkv bench put --value-bytes 1024 --rate 50000
   dtkv bench --mix 90 --groups all --runs 3 -o json
   dtkv bench put --api unary -p 100
-  dtkv bench put -p 1        # one write at a time";
+  dtkv bench put -p 1        # one write at a time
+  dtkv bench watch -c 20 --watchers 10000 --watched-keys 100 --rate 10000";
 
 /// Arguments of `bench`.
 #[derive(Args, Clone, Debug)]
@@ -74,6 +78,17 @@ pub struct BenchArgs {
     /// The keys are there already: do not write them before reading
     #[arg(long)]
     pub no_prefill: bool,
+    /// watch: how many watches, over all connections
+    #[arg(long, default_value_t = 10_000, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(value_name = "N")]
+    pub watchers: u32,
+    /// watch: how many keys they watch, in turn; each write is told WATCHERS / N times
+    #[arg(long, default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(value_name = "N")]
+    pub watched_keys: u32,
+    /// watch: states instead of events; those in between may be left out
+    #[arg(long)]
+    pub states: bool,
     /// No line a second on standard error
     #[arg(short, long)]
     pub quiet: bool,
@@ -83,7 +98,7 @@ impl BenchArgs {
     /// Gets in percent of all operations.
     pub fn read_percent(&self) -> u32 {
         self.mix.unwrap_or(match self.operation {
-            Operation::Put => 0,
+            Operation::Put | Operation::Watch => 0,
             Operation::Get => 100,
         })
     }
@@ -94,6 +109,8 @@ impl BenchArgs {
 pub enum Operation {
     Put,
     Get,
+    /// Writes, and watches that are told of them
+    Watch,
 }
 
 /// How operations are issued.

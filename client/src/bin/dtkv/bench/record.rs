@@ -11,7 +11,7 @@ const MEASURING: u8 = 1;
 const OVER: u8 = 2;
 
 /// Latencies in ns: three digits, from 0.1 us to two minutes.
-fn histogram() -> Histogram<u64> {
+pub(super) fn histogram() -> Histogram<u64> {
     // The bounds are constants that the constructor accepts.
     Histogram::new_with_bounds(100, 120_000_000_000, 3).unwrap_or_else(|_| unreachable!())
 }

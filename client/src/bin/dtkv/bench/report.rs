@@ -11,7 +11,7 @@ use std::time::Duration;
 
 /// Latencies of one kind of operation, in us.
 #[derive(Clone, Debug, Serialize)]
-struct Latency {
+pub(super) struct Latency {
     count: u64,
     mean_us: f64,
     min_us: f64,
@@ -23,7 +23,20 @@ struct Latency {
 }
 
 impl Latency {
-    fn of(histogram: &Histogram<u64>) -> Option<Latency> {
+    /// One line for people.
+    pub(super) fn text(&self) -> String {
+        let ms = |us: f64| us / 1000.0;
+        format!(
+            "p50 {:.2} ms, p90 {:.2} ms, p99 {:.2} ms, p99.9 {:.2} ms, max {:.2} ms",
+            ms(self.p50_us),
+            ms(self.p90_us),
+            ms(self.p99_us),
+            ms(self.p99_9_us),
+            ms(self.max_us)
+        )
+    }
+
+    pub(super) fn of(histogram: &Histogram<u64>) -> Option<Latency> {
         let at = |quantile| histogram.value_at_quantile(quantile) as f64 / 1000.0;
         (!histogram.is_empty()).then(|| Latency {
             count: histogram.len(),

@@ -5,6 +5,7 @@ use crate::group::raft::{SnapshotMeta, StoredMembership};
 use crate::group::replica::Replica;
 use crate::group::snapshot::SnapshotHandle;
 use crate::group::state_machine::{CheckpointBuilder, StateMachine};
+use crate::watch::WatchOptions;
 use openraft::StorageError;
 use openraft::storage::{EntryResponder, RaftStateMachine};
 use openraft::testing::log::{StoreBuilder, Suite};
@@ -83,7 +84,8 @@ impl StoreBuilder<TypeConfig, LogStore, Receiving, TempDir> for Builder {
         let engine = engine(dir.path());
         let store = LogStore::open_with(engine.clone(), GROUP, self.memory_bytes_max).unwrap();
         let metrics = crate::group::metrics::GroupMetrics::register(&prometheus::Registry::new()).unwrap();
-        let replica = Arc::new(Replica::open(engine.clone(), GROUP, metrics).unwrap());
+        let replica =
+            Arc::new(Replica::open(engine.clone(), GROUP, &WatchOptions::default(), metrics).unwrap());
         let inner = StateMachine::new(replica.clone());
         Ok((dir, store, Receiving { inner, replica, engine }))
     }
