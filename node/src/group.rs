@@ -3,7 +3,7 @@
 //! `propose` turns frames into log entries, `log_store` keeps them, `state_machine` applies them to
 //! the tree in `replica`, `read` answers from it, `snapshot` moves it to others, `membership`
 //! changes who takes part, `parking` lets an idle group sleep, `contact` knows when a leader was
-//! last heard, `lifecycle` starts and ends it all.
+//! last heard, `watch` shows the replica to watches, `lifecycle` starts and ends it all.
 //! `group_clock` is the time that leases are measured with, `expiry` ends them.
 //! `network` and `inbound` are its two ends of the transport.
 

@@ -93,8 +93,6 @@ pub trait Source: Send + Sync {
     fn state(&self, key: &[u8]) -> KeyState;
     /// Time since the replica last heard from its leader, or as leader from a quorum.
     fn lag(&self) -> Duration;
-    /// Whether the group sleeps for lack of traffic.
-    fn is_parked(&self) -> bool;
 }
 
 /// A key and each directory above it, up to the root, which is the empty key.

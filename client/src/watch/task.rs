@@ -545,7 +545,7 @@ impl Task {
         let Some(home) = self.homes.get(&progress.group_id) else { return };
         let is_there = |registration: &Registration| matches!(&registration.place, Place::At { address: at, .. } if at == address);
         let ids: Vec<u64> = home.registrations.iter().copied().collect();
-        let is_behind = progress.lag_ms > LAG_MAX_MS && !progress.parked;
+        let is_behind = progress.lag_ms > LAG_MAX_MS;
         let goes = is_behind && self.has_other(progress.group_id, address);
         for id in ids {
             let Some(registration) = self.registrations.get_mut(&id).filter(|r| is_there(r)) else {

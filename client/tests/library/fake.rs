@@ -63,6 +63,9 @@ pub struct Seen {
 /// Group and key to value and update index.
 type Data = BTreeMap<(u32, Vec<u8>), (Vec<u8>, u64)>;
 
+/// Group, index, key and value of a put.
+pub type Logged = (u32, u64, Vec<u8>, Vec<u8>);
+
 /// What all nodes know: where each other are, who leads what, and all data.
 #[derive(Default)]
 pub struct World {
@@ -77,8 +80,8 @@ pub struct World {
     /// How often each key was put.
     pub puts: Mutex<BTreeMap<Vec<u8>, usize>>,
     pub index: AtomicU64,
-    /// Group, index, key and value of every put.
-    pub log: Mutex<Vec<(u32, u64, Vec<u8>, Vec<u8>)>>,
+    /// Every put.
+    pub log: Mutex<Vec<Logged>>,
     pub cluster_ids: Mutex<BTreeMap<u64, String>>,
     pub bootstrapped: Mutex<BTreeSet<(u32, u64)>>,
 }

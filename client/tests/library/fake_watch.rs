@@ -130,6 +130,6 @@ impl Stream {
         response.bytes = packed.len() as u32;
         response.deliveries = packed.into();
         let lag_ms = if script == WatchScript::Lagging { 60_000 } else { 0 };
-        response.progress = vec![WatchProgress { group_id: 1, index: 0, lag_ms, parked: false }];
+        response.progress = vec![WatchProgress { group_id: 1, index: 0, lag_ms }];
     }
 }

@@ -31,11 +31,6 @@ impl Source for Group {
     }
 
     fn lag(&self) -> Duration {
-        // Never heard counts as an eternity.
         self.0.contact.silence().unwrap_or(Duration::MAX)
-    }
-
-    fn is_parked(&self) -> bool {
-        self.0.parking.is_parked()
     }
 }

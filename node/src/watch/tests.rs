@@ -31,10 +31,6 @@ impl Source for Replica {
     fn lag(&self) -> Duration {
         Duration::from_millis(7)
     }
-
-    fn is_parked(&self) -> bool {
-        false
-    }
 }
 
 /// What was delivered: kind, key and index.

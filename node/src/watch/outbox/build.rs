@@ -232,8 +232,7 @@ impl State {
                     None => watch.hub.completed(),
                 };
                 let lag_ms = u64::try_from(watch.source.lag().as_millis()).unwrap_or(u64::MAX);
-                let parked = watch.source.is_parked();
-                v1::WatchProgress { group_id: group.0, index, lag_ms, parked }
+                v1::WatchProgress { group_id: group.0, index, lag_ms }
             });
         }
         groups.into_values().collect()
