@@ -98,7 +98,7 @@ fn writes(at: &Below<'_>) -> Vec<Row> {
         row(at.remove("a"), Success),
         row(at.remove("a"), NotFound),
         row(at.get("a"), NotFound),
-        row(Call::Guarded { key: at.key("guarded") }, ClientReqError),
+        row(Call::Guarded { key: at.key("guarded") }, Fenced),
         row(at.get("guarded"), NotFound),
     ]
 }

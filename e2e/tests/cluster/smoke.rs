@@ -17,11 +17,7 @@ fn check(row: &Row, told: &Told, highest: &mut u64) -> Result<()> {
     let decided_early = told.codes.iter().all(|code| {
         matches!(
             code,
-            Code::InvalidKey
-                | Code::InvalidValue
-                | Code::KeyTooLong
-                | Code::ValueTooLong
-                | Code::ClientReqError
+            Code::InvalidKey | Code::InvalidValue | Code::KeyTooLong | Code::ValueTooLong | Code::Fenced
         )
     });
     ensure!(decided_early || told.index >= *highest, "{:?}: indexes go backwards", row.call);
