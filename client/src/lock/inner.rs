@@ -7,6 +7,7 @@ use crate::packed::lock::LockEntry;
 use crate::packed::{Kind, Op};
 use crate::v1::Code;
 use crate::v1::failure::Reason;
+use crate::watch::StateWatch;
 use bytes::Bytes;
 use parking_lot::Mutex;
 use std::sync::{Arc, Weak};
@@ -14,9 +15,10 @@ use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
 
-/// Pauses between two looks at the queue, from the first to the longest.
-const LOOK_FIRST: Duration = Duration::from_millis(10);
-const LOOK_MAX: Duration = Duration::from_millis(500);
+/// Time between two looks at an entry that waits, in case that a push comes late.
+const LOOK_INTERVAL: Duration = Duration::from_secs(5);
+/// The same when there is no watch.
+const LOOK_INTERVAL_UNWATCHED: Duration = Duration::from_millis(500);
 
 pub(super) type OnLost = Arc<dyn Fn(&LockToken) + Send + Sync>;
 
@@ -97,16 +99,19 @@ impl Inner {
         Error::did_not_happen(Reason::Unspecified, message)
     }
 
-    /// Looks at this client's entry until it holds the lock, is gone, or the time is over.
+    /// Waits until this client's entry holds the lock, is gone, or the time is over. The store pushes
+    /// the grant through a watch of the entry; a look at it from time to time, and whenever it changes,
+    /// makes sure.
     pub(super) async fn wait_for_grant(self: &Arc<Self>, wait: &Wait) -> Option<LockToken> {
-        let mut pause = LOOK_FIRST;
+        let mut pushes = Some(self.group.watch(&self.entry));
         loop {
-            tokio::time::sleep_until(wait.over.min(Instant::now() + pause)).await;
-            pause = (pause * 2).min(LOOK_MAX);
-            let looked = Instant::now();
-            if looked >= wait.over {
-                return None;
+            let interval = if pushes.is_some() { LOOK_INTERVAL } else { LOOK_INTERVAL_UNWATCHED };
+            tokio::select! {
+                () = pushed(&mut pushes) => {}
+                () = tokio::time::sleep(interval) => {}
+                () = tokio::time::sleep_until(wait.over) => return None,
             }
+            let looked = Instant::now();
             let Ok(Ok(node)) = tokio::time::timeout_at(wait.over, self.group.get(&self.entry)).await else {
                 continue;
             };
@@ -157,6 +162,22 @@ impl Drop for Inner {
             self.give_up_later();
         }
     }
+}
+
+/// Waits until an entry has changed into something else than one that waits. A watch that is over is
+/// taken away.
+async fn pushed(pushes: &mut Option<StateWatch>) {
+    while let Some(watch) = pushes {
+        let Ok(state) = watch.next().await else {
+            *pushes = None;
+            break;
+        };
+        let entry = state.value().and_then(|value| LockEntry::read(value));
+        if entry.is_none_or(|entry| entry.token != 0) {
+            return;
+        }
+    }
+    std::future::pending().await
 }
 
 /// Gives an entry up that a dropped try_lock would leave behind.
