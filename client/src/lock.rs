@@ -1,6 +1,7 @@
 //! Locks: one holder at a time, a queue in the store, a lease, and a fencing token for every grant.
 
 mod auto;
+mod inner;
 mod state;
 
 pub use auto::{AutoRenewalLock, Leadership};
@@ -10,24 +11,17 @@ use crate::answer::OpAnswer;
 use crate::check::check;
 use crate::error::Error;
 use crate::group::Group;
-use crate::packed::lock::{LockEntry, entry_key};
+use crate::packed::lock::entry_key;
 use crate::packed::{Kind, Op};
 use crate::temp::ttl_ms;
-use crate::v1::failure::Reason;
 use crate::v1::{Code, Consistency};
 use bytes::Bytes;
-use parking_lot::Mutex;
-use state::{Grant, State};
-use std::sync::{Arc, Weak};
+use inner::{EntryGuard, Inner, Wait};
+use state::State;
+use std::sync::Arc;
 use std::time::Duration;
 use tokio::sync::watch;
 use tokio::time::Instant;
-
-/// Pauses between two looks at the queue, from the first to the longest.
-const LOOK_FIRST: Duration = Duration::from_millis(10);
-const LOOK_MAX: Duration = Duration::from_millis(500);
-
-type OnLost = Arc<dyn Fn(&LockToken) + Send + Sync>;
 
 /// A lock of a group, as this client sees it: one object for each lock and client, cheap to clone.
 ///
@@ -41,18 +35,6 @@ type OnLost = Arc<dyn Fn(&LockToken) + Send + Sync>;
 #[derive(Clone)]
 pub struct Lock {
     inner: Arc<Inner>,
-}
-
-struct Inner {
-    group: Group,
-    key: Bytes,
-    entry: Bytes,
-    state: watch::Sender<State>,
-    /// Counts calls of unlock, which end a try_lock that waits.
-    unlocks: watch::Sender<u64>,
-    /// One operation at a time.
-    busy: tokio::sync::Mutex<()>,
-    on_lost: Mutex<Option<OnLost>>,
 }
 
 impl Group {
@@ -82,7 +64,7 @@ impl Group {
             state: watch::Sender::default(),
             unlocks: watch::Sender::default(),
             busy: tokio::sync::Mutex::default(),
-            on_lost: Mutex::default(),
+            on_lost: parking_lot::Mutex::default(),
         };
         Ok(Lock { inner: Arc::new(inner) })
     }
@@ -259,172 +241,5 @@ impl std::fmt::Debug for Lock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         let key = String::from_utf8_lossy(&self.inner.key);
         write!(f, "Lock({key} of group {}, {:?})", self.inner.group.id(), self.state())
-    }
-}
-
-/// A request that waits in the queue.
-struct Wait {
-    asked: Instant,
-    hold: Duration,
-    over: Instant,
-}
-
-impl Inner {
-    fn set(&self, state: State) {
-        self.state.send_replace(state);
-    }
-
-    fn public_state(&self) -> LockState {
-        self.state.borrow().public(Instant::now())
-    }
-
-    fn invalid(&self, what: &str) -> Error {
-        Error::invalid(format!("lock {}: {what}", String::from_utf8_lossy(&self.key)))
-    }
-
-    /// Notes a grant; None when its lease is over already.
-    fn granted(self: &Arc<Self>, fencing_token: u64, until: Instant) -> Option<LockToken> {
-        if until <= Instant::now() {
-            return None;
-        }
-        let token = LockToken::new(&self.key, fencing_token);
-        let before = self.state.send_replace(State::Locked(Grant { token: token.clone(), until }));
-        if !matches!(before, State::Locked(grant) if grant.token == token) {
-            let runtime = self.group.handle.shared().runtime.clone();
-            runtime.spawn(watch_lease(Arc::downgrade(self), self.state.subscribe(), token.clone()));
-        }
-        Some(token)
-    }
-
-    fn shorten(&self, token: &LockToken, until: Instant) {
-        self.state.send_if_modified(|state| match state {
-            State::Locked(grant) if grant.token == *token && until < grant.until => {
-                grant.until = until;
-                true
-            }
-            _ => false,
-        });
-    }
-
-    /// Notes that a grant is over, and tells about it once.
-    fn lose(&self, token: &LockToken) {
-        let was_held = self.state.send_if_modified(|state| {
-            let is_held = matches!(state, State::Locked(grant) if grant.token == *token);
-            if is_held {
-                *state = State::NotLocked;
-            }
-            is_held
-        });
-        let callback = self.on_lost.lock().clone().filter(|_| was_held);
-        if let Some(callback) = callback {
-            callback(token);
-        }
-    }
-
-    fn lost(&self, token: &LockToken, why: &str) -> Error {
-        self.lose(token);
-        let message = format!("lock {}: {why}", String::from_utf8_lossy(&self.key));
-        Error::did_not_happen(Reason::Unspecified, message)
-    }
-
-    /// Looks at this client's entry until it holds the lock, is gone, or the time is over.
-    async fn wait_for_grant(self: &Arc<Self>, wait: &Wait) -> Option<LockToken> {
-        let mut pause = LOOK_FIRST;
-        loop {
-            tokio::time::sleep_until(wait.over.min(Instant::now() + pause)).await;
-            pause = (pause * 2).min(LOOK_MAX);
-            let looked = Instant::now();
-            if looked >= wait.over {
-                return None;
-            }
-            let Ok(Ok(node)) = tokio::time::timeout_at(wait.over, self.group.get(&self.entry)).await else {
-                continue;
-            };
-            let entry = node.as_ref().and_then(|node| LockEntry::read(node.value.as_deref()?))?;
-            if entry.token != 0 {
-                let left = node.and_then(|node| node.ttl_remaining_ms).map(Duration::from_millis);
-                // The hold began when the lock was granted, later than it was asked for.
-                let until = left.map_or(wait.asked + wait.hold, |left| looked + left);
-                return self.granted(entry.token, until);
-            }
-        }
-    }
-
-    async fn unlock(&self) -> Result<bool, Error> {
-        let result = self.group.call(&Op::new(Kind::Unlock, &self.key, b"")).await?;
-        self.set(State::NotLocked);
-        match result.code() {
-            Code::Success => Ok(true),
-            Code::LockByOther | Code::NotFound => Ok(false),
-            code => Err(Error::refused(code)),
-        }
-    }
-
-    /// Gives a place in the queue up, or what came of it.
-    async fn give_up(&self) {
-        self.set(State::Unknown);
-        // When this fails, the store ends the entry at the end of its time.
-        let _ = self.unlock().await;
-    }
-
-    /// Gives up without waiting for it.
-    fn give_up_later(&self) {
-        self.set(State::Unknown);
-        self.group.submit(&Op::new(Kind::Unlock, &self.key, b""), |_| {});
-    }
-
-    fn forget(&self) {
-        self.group.handle.shared().locks.lock().remove(&(self.group.id(), self.key.clone()));
-    }
-}
-
-impl Drop for Inner {
-    fn drop(&mut self) {
-        if *self.state.borrow() != State::Closed {
-            self.forget();
-        }
-        if self.state.borrow().may_hold() {
-            self.give_up_later();
-        }
-    }
-}
-
-/// Gives an entry up that a dropped try_lock would leave behind.
-struct EntryGuard<'a> {
-    inner: &'a Inner,
-    is_left: bool,
-}
-
-impl EntryGuard<'_> {
-    fn keep(mut self) {
-        self.is_left = false;
-    }
-}
-
-impl Drop for EntryGuard<'_> {
-    fn drop(&mut self) {
-        if self.is_left {
-            self.inner.give_up_later();
-        }
-    }
-}
-
-/// Tells when the lease of a grant is over.
-async fn watch_lease(lock: Weak<Inner>, mut state: watch::Receiver<State>, token: LockToken) {
-    loop {
-        let until = match &*state.borrow_and_update() {
-            State::Locked(grant) if grant.token == token => grant.until,
-            _ => return,
-        };
-        tokio::select! {
-            () = tokio::time::sleep_until(until) => {
-                let Some(lock) = lock.upgrade() else { return };
-                let is_over = matches!(&*state.borrow(), State::Locked(grant) if grant.until <= Instant::now());
-                if is_over {
-                    return lock.lose(&token);
-                }
-            }
-            changed = state.changed() => if changed.is_err() { return },
-        }
     }
 }

@@ -117,35 +117,28 @@ impl Group {
         let deadline = Instant::now() + self.timeout;
         let mut number = Number::take(self);
         let is_numbered = number.numbers.is_some();
-        let (mut attempt, mut unknown) = (0, None::<Error>);
+        let (mut attempt, mut unknown) = (0, None);
         loop {
             let session = Some(number.session(unknown.is_some()));
-            let tried = self.attempt(false, deadline, session, &call).await;
-            let tried = match tried {
+            let tried = match self.attempt(false, deadline, session, &call).await {
                 Ok(Ok(answer)) if is_numbered && answer.whole() == Code::SessionExpired => {
                     number.renew();
-                    Ok(Err(Tried { address: None, error: Error::session_expired() }))
+                    Tried { address: None, error: Error::session_expired() }
                 }
-                tried => tried,
-            };
-            let of_unknown = |error: Error, unknown: &Option<Error>| match unknown {
-                Some(first) => error.of_unknown(first),
-                None => error,
-            };
-            let failed = match tried {
                 Ok(Ok(answer)) => return Ok(answer),
-                Ok(Err(failed)) => failed,
-                Err(no_route) => return Err(of_unknown(no_route, &unknown)),
+                Ok(Err(tried)) => tried,
+                Err(no_route) => return Err(with_first(no_route, unknown)),
             };
+            if tried.address.is_none() && unknown.is_some() {
+                return Err(with_first(tried.error, unknown));
+            }
+            if is_numbered && !tried.error.is_definite() {
+                unknown.get_or_insert_with(|| tried.error.clone());
+            }
             attempt += 1;
-            if failed.address.is_none() && unknown.is_some() {
-                return Err(of_unknown(failed.error, &unknown));
+            if let Err(error) = self.pause_after(tried, is_numbered, attempt, deadline).await {
+                return Err(with_first(error, unknown));
             }
-            if is_numbered && !failed.error.is_definite() {
-                unknown.get_or_insert_with(|| failed.error.clone());
-            }
-            let paused = self.pause_after(failed, is_numbered, attempt, deadline).await;
-            paused.map_err(|error| of_unknown(error, &unknown))?;
         }
     }
 
@@ -197,6 +190,14 @@ impl Group {
             }
             _ => Err(error),
         }
+    }
+}
+
+/// The last failure of a request, of which `first` may have left the outcome open.
+fn with_first(error: Error, first: Option<Error>) -> Error {
+    match first {
+        Some(first) => error.of_unknown(&first),
+        None => error,
     }
 }
 

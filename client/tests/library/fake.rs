@@ -162,7 +162,10 @@ impl World {
 
     fn apply_one(&self, at: At, op: &Op<'_>, results: &mut Vec<u8>) {
         let At { group, index, client } = at;
-        if self.owners.lock().apply(group, index, client, op, results) {
+        let is_done = self.owners.lock().apply(group, index, client, op, results);
+        let granted = self.owners.lock().take_granted();
+        self.log.lock().extend(granted.into_iter().map(|(group, key, value)| (group, index, key, value)));
+        if is_done {
             return;
         }
         if op.guard.is_some_and(|(token, lock)| self.owners.lock().token(group, lock) != token) {

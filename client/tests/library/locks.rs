@@ -75,6 +75,40 @@ async fn place_in_the_queue_is_given_up_in_time_and_when_dropped_and_by_unlock()
     assert_eq!(world.owners.lock().places(1, "l"), 1);
 }
 
+/// A waiter in the queue behind a holder; both by clients of their own.
+async fn queue(
+    world: &World,
+    nodes: &[FakeNode],
+) -> (Lock, tokio::task::JoinHandle<Option<dtkv_client::LockToken>>) {
+    let (holder, waiter) = (lock(nodes).await, lock(nodes).await);
+    holder.try_lock(LONG, Duration::ZERO).await.unwrap().unwrap();
+    let waits = tokio::spawn(async move { waiter.try_lock(LONG, LONG).await.unwrap() });
+    until(|| world.owners.lock().places(1, "l") == 2).await;
+    (holder, waits)
+}
+
+#[tokio::test]
+async fn grant_is_pushed_to_whoever_waits_without_asking() {
+    let (world, nodes) = World::start(1, 1);
+    let (holder, waits) = queue(&world, &nodes).await;
+    until(|| !nodes[0].watches_seen().is_empty()).await;
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    let reads = || nodes[0].seen().iter().filter(|frame| frame.read).count();
+    assert_eq!(reads(), 0);
+    holder.unlock().await.unwrap();
+    assert!(waits.await.unwrap().is_some());
+    assert_eq!(reads(), 1);
+}
+
+#[tokio::test]
+async fn grant_whose_push_is_lost_is_found() {
+    let (world, nodes) = World::start(1, 1);
+    nodes[0].script_watches(crate::fake_watch::WatchScript::Mute);
+    let (holder, waits) = queue(&world, &nodes).await;
+    holder.unlock().await.unwrap();
+    assert!(waits.await.unwrap().is_some());
+}
+
 #[tokio::test]
 async fn lease_ends_by_the_local_clock_and_is_told_once() {
     let (_world, nodes) = World::start(1, 1);

@@ -29,10 +29,18 @@ pub struct Owners {
     temps: BTreeMap<(u32, Vec<u8>), Temp>,
     locks: BTreeMap<(u32, Vec<u8>), VecDeque<Place>>,
     last_token: u64,
+    /// Group, key and value of entries that were granted their lock while they waited.
+    granted: Vec<(u32, Vec<u8>, Vec<u8>)>,
 }
 
 fn hex(client: &ClientId) -> String {
     client.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+/// The value of an entry: hold, ticket, token.
+fn value(place: &Place, ticket: usize) -> Vec<u8> {
+    let numbers = [place.hold.as_millis() as u64, ticket as u64, place.token];
+    numbers.iter().flat_map(|number| number.to_le_bytes()).collect()
 }
 
 fn wait_of(op: &Op<'_>) -> Duration {
@@ -122,9 +130,7 @@ impl Owners {
         let dot = key.1.iter().rposition(|byte| *byte == b'.')?;
         let queue = self.locks.get(&(key.0, key.1[..dot].to_vec()))?;
         let at = queue.iter().position(|place| hex(&place.client).as_bytes() == &key.1[dot + 1..])?;
-        let place = &queue[at];
-        let numbers = [place.hold.as_millis() as u64, at as u64, place.token];
-        Some((numbers.iter().flat_map(|number| number.to_le_bytes()).collect(), place.until, place.client))
+        Some((value(&queue[at], at), queue[at].until, queue[at].client))
     }
 
     fn update_ttl(&mut self, key: &(u32, Vec<u8>), client: ClientId, ttl: Duration) -> Code {
@@ -205,11 +211,18 @@ impl Owners {
         if at == Some(0) { Code::Success } else { Code::LockByOther }
     }
 
+    /// Takes what was granted meanwhile, to be pushed.
+    pub fn take_granted(&mut self) -> Vec<(u32, Vec<u8>, Vec<u8>)> {
+        std::mem::take(&mut self.granted)
+    }
+
     fn promote(&mut self, index: u64) {
-        for queue in self.locks.values_mut() {
+        for ((group, lock), queue) in &mut self.locks {
             if let Some(place) = queue.front_mut().filter(|place| place.token == 0) {
                 self.last_token = index.max(self.last_token + 1);
                 (place.token, place.until) = (self.last_token, Instant::now() + place.hold);
+                let key = [lock.as_slice(), b".", hex(&place.client).as_bytes()].concat();
+                self.granted.push((*group, key, value(place, 0)));
             }
         }
         self.locks.retain(|_, queue| !queue.is_empty());
