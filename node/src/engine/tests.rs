@@ -103,7 +103,12 @@ fn completions_come_in_order_and_after_the_write() {
     engine.write_blocking(Vec::new()).unwrap();
     drop(tell);
     assert!(told.iter().eq(0..count));
-    assert_eq!(engine.queue_bytes(), 0);
+    // The room is given back after the last caller has been told.
+    let is_empty = |_| {
+        std::thread::sleep(Duration::from_millis(5));
+        engine.queue_bytes() == 0
+    };
+    assert!((0..2_000).any(is_empty), "{} bytes are still counted", engine.queue_bytes());
 }
 
 #[test]
