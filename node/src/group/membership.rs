@@ -45,12 +45,13 @@ impl Group {
                 self.check_config_index(&current, expected)?;
             }
             let add = Change::AddNodes(BTreeMap::from([(node, EmptyNode::new())]));
-            self.change(add, true, current.log_id, timeout).await?;
+            self.change(add, true, current.log_id, clock::now() + timeout).await?;
         }
         if wait {
             self.wait_caught_up(node, timeout).await?;
         }
-        Ok(self.effective_config()?.log_id.index())
+        // It is a member by now, whoever leads.
+        Ok(self.effective_config().map_err(Failure::unknown)?.log_id.index())
     }
 
     /// Whether adding this learner could begin now: nothing must be prepared for one that is refused.
@@ -89,21 +90,41 @@ impl Group {
         }
         self.check_config_index(&current, expected_config_index)?;
         self.check_change(&current, &voters, &learners)?;
+        let changed = self.change_in_steps(&current, voters, learners, clock::now() + timeout).await;
+        changed.map_err(|failure| match self.config_log_id() == Some(current.log_id) {
+            true => failure,
+            // One entry of several went through, or the joint one without the one that ends it.
+            false => failure.unknown(),
+        })
+    }
+
+    fn config_log_id(&self) -> Option<LogId> {
+        let metrics = self.raft().metrics();
+        *metrics.borrow_watched().membership_config.log_id()
+    }
+
+    async fn change_in_steps(
+        &self,
+        current: &Config,
+        voters: BTreeSet<NodeId>,
+        learners: BTreeSet<NodeId>,
+        deadline: Instant,
+    ) -> Result<u64, Failure> {
         let mut at = current.log_id;
         let wanted: BTreeSet<NodeId> = voters.union(&learners).copied().collect();
         let missing: BTreeMap<_, _> =
             wanted.difference(&current.members).map(|node| (*node, EmptyNode::new())).collect();
         if !missing.is_empty() {
-            at = self.change(Change::AddNodes(missing), true, at, timeout).await?;
+            at = self.change(Change::AddNodes(missing), true, at, deadline).await?;
         }
         if current.voters != voters || !current.is_uniform {
             let demotes = current.voters.iter().any(|node| learners.contains(node));
-            at = self.change(Change::ReplaceAllVoters(voters), demotes, at, timeout).await?;
+            at = self.change(Change::ReplaceAllVoters(voters), demotes, at, deadline).await?;
         }
         let now = self.effective_config()?;
         let surplus: BTreeSet<NodeId> = now.learners.difference(&learners).copied().collect();
         if !surplus.is_empty() {
-            at = self.change(Change::RemoveNodes(surplus), false, at, timeout).await?;
+            at = self.change(Change::RemoveNodes(surplus), false, at, deadline).await?;
         }
         Ok(at.index())
     }
@@ -207,11 +228,11 @@ impl Group {
         change: Change,
         retain: bool,
         at: LogId,
-        timeout: Duration,
+        deadline: Instant,
     ) -> Result<LogId, Failure> {
         let guard = [Precondition::LastMembershipLogId { last_membership_log_id: Some(at) }];
-        let result =
-            tokio::time::timeout(timeout, self.raft().change_membership_if(change, retain, guard)).await;
+        let change = self.raft().change_membership_if(change, retain, guard);
+        let result = tokio::time::timeout_at(deadline.into(), change).await;
         match result {
             Ok(result) => self.change_outcome(result),
             Err(_) => {

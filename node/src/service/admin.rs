@@ -191,6 +191,8 @@ impl Service {
             session_bytes_max: limits::SESSION_BYTES_MAX as u32,
             sessions_bytes_max: limits::SESSIONS_BYTES_MAX as u32,
             session_idle_ms: limits::SESSION_IDLE_MS as u32,
+            ttl_ms_max: limits::TTL_MS_MAX,
+            lock_key_bytes_max: limits::LOCK_KEY_BYTES_MAX as u32,
         }
     }
 }

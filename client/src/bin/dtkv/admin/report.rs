@@ -161,7 +161,7 @@ impl Report for Digests {
 pub struct Limits(pub LimitsResponse);
 
 impl Limits {
-    fn rows(&self) -> [(&'static str, u64); 16] {
+    fn rows(&self) -> [(&'static str, u64); 19] {
         let limits = &self.0;
         [
             ("key_bytes_max", limits.key_bytes_max.into()),
@@ -175,11 +175,14 @@ impl Limits {
             ("inflight_bytes_max", limits.inflight_bytes_max.into()),
             ("streams_per_connection_max", limits.streams_per_connection_max.into()),
             ("request_timeout_ms", limits.request_timeout_ms.into()),
+            ("answer_bytes_max", limits.answer_bytes_max.into()),
             ("sessions_max", limits.sessions_max.into()),
             ("session_answers_max", limits.session_answers_max.into()),
             ("session_bytes_max", limits.session_bytes_max.into()),
             ("sessions_bytes_max", limits.sessions_bytes_max.into()),
             ("session_idle_ms", limits.session_idle_ms.into()),
+            ("ttl_ms_max", limits.ttl_ms_max),
+            ("lock_key_bytes_max", limits.lock_key_bytes_max.into()),
         ]
     }
 }
