@@ -291,6 +291,7 @@ fn service_options(config: &Config, watch_metrics: WatchMetrics) -> ServiceOptio
             watches_per_stream_max: watch.watches_per_stream_max as usize,
             watches_max: watch.watches_max as usize,
             progress_interval: Duration::from_millis(watch.progress_interval_ms),
+            history_group_bytes_max: watch.history_group_bytes_max.0 as u64,
         },
         watch_metrics,
     }

@@ -193,6 +193,10 @@ impl Service {
             session_idle_ms: limits::SESSION_IDLE_MS as u32,
             ttl_ms_max: limits::TTL_MS_MAX,
             lock_key_bytes_max: limits::LOCK_KEY_BYTES_MAX as u32,
+            watches_per_stream_max: saturated(options.watch.watches_per_stream_max),
+            watches_max: saturated(options.watch.watches_max),
+            watch_window_bytes: options.watch.window_bytes,
+            watch_history_bytes_max: options.watch.history_group_bytes_max,
         }
     }
 }

@@ -28,6 +28,8 @@ pub struct WatchLimits {
     pub watches_max: usize,
     /// A stream says something at least this often.
     pub progress_interval: Duration,
+    /// History that is kept for a group, for those who ask for the limits.
+    pub history_group_bytes_max: u64,
 }
 
 /// Bytes of events that wait for a stream, in windows. Beyond that they wait in the history.

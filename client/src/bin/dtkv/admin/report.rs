@@ -161,7 +161,7 @@ impl Report for Digests {
 pub struct Limits(pub LimitsResponse);
 
 impl Limits {
-    fn rows(&self) -> [(&'static str, u64); 19] {
+    fn rows(&self) -> [(&'static str, u64); 23] {
         let limits = &self.0;
         [
             ("key_bytes_max", limits.key_bytes_max.into()),
@@ -183,6 +183,10 @@ impl Limits {
             ("session_idle_ms", limits.session_idle_ms.into()),
             ("ttl_ms_max", limits.ttl_ms_max),
             ("lock_key_bytes_max", limits.lock_key_bytes_max.into()),
+            ("watches_per_stream_max", limits.watches_per_stream_max.into()),
+            ("watches_max", limits.watches_max.into()),
+            ("watch_window_bytes", limits.watch_window_bytes),
+            ("watch_history_bytes_max", limits.watch_history_bytes_max),
         ]
     }
 }
