@@ -7,12 +7,16 @@ mod cluster {
     mod destroy_group;
     mod graceful_stop;
     mod kill_leader;
+    mod locks;
     mod lost_disk;
     mod membership;
+    mod once;
     mod overload;
     mod partition;
     mod restart_all;
     mod smoke;
     mod snapshot;
+    mod temp;
     mod transfer;
+    mod watch;
 }
