@@ -15,4 +15,5 @@ mod cluster {
     mod smoke;
     mod snapshot;
     mod transfer;
+    mod watches;
 }
