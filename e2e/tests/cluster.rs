@@ -19,4 +19,5 @@ mod cluster {
     mod temp;
     mod transfer;
     mod watch;
+    mod watches;
 }

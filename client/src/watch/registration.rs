@@ -41,6 +41,8 @@ pub(super) struct Registration {
     pub spec: Spec,
     pub place: Place,
     pub audience: Audience,
+    /// Replicas whose history does not reach back far enough.
+    pub too_short: Vec<Address>,
 }
 
 /// A delivery in the form that it is told in, made once for all who are told.
@@ -135,6 +137,7 @@ impl Registration {
         let Audience::Events { cursor, inboxes } = &mut self.audience else { return Vec::new() };
         let before = *cursor;
         *cursor = Cursor::new(Some(index + 1));
+        self.too_short.clear();
         inboxes.extract_if(.., |inbox| !inbox.put(change, before)).collect()
     }
 

@@ -28,6 +28,8 @@ const TICK: Duration = Duration::from_millis(50);
 const LAG_MAX_MS: u64 = 15_000;
 /// ... and avoided for so long.
 const LAG_PAUSE: Duration = Duration::from_secs(15);
+/// How long a replica is avoided whose history was too short for a watch.
+const SHORT_HISTORY_PAUSE: Duration = Duration::from_secs(1);
 const COMMANDS_AT_ONCE: usize = 4096;
 
 /// What callers want of the task.
@@ -236,7 +238,8 @@ impl Task {
         self.next_registration += 1;
         let id = self.next_registration;
         self.homes.entry(spec.group).or_default().registrations.insert(id);
-        self.registrations.insert(id, Registration { spec, place: Place::Nowhere, audience });
+        self.registrations
+            .insert(id, Registration { spec, place: Place::Nowhere, audience, too_short: Vec::new() });
         for inbox in inboxes {
             self.by_inbox.insert(*inbox, id);
         }
@@ -501,12 +504,25 @@ impl Task {
             registration.place = Place::Nowhere;
             groups.insert(registration.spec.group);
             match error.reason() {
-                _ if is_compacted => self.resync(id, Duration::ZERO),
+                _ if is_compacted => self.history_is_gone(id, address),
                 Reason::InvalidArgument | Reason::Internal => self.fail(id, &error),
                 _ => self.displace(id, address, error.retry_after().unwrap_or_default()),
             }
         }
         groups.into_iter().for_each(|group| self.settle(group));
+    }
+
+    /// Replicas keep histories of different lengths: one that was started lately has little. Only when
+    /// none has enough, events are missing.
+    fn history_is_gone(&mut self, id: u64, address: &Address) {
+        let Some(registration) = self.registrations.get_mut(&id) else { return };
+        registration.too_short.push(address.clone());
+        let replicas = self.shared.router.replicas(registration.spec.group);
+        if replicas.iter().all(|(other, _)| registration.too_short.contains(other)) {
+            self.resync(id, Duration::ZERO);
+        } else {
+            self.displace(id, address, SHORT_HISTORY_PAUSE);
+        }
     }
 
     /// Reads what is there, after a pause.

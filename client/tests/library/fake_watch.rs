@@ -26,6 +26,8 @@ pub enum WatchScript {
     Lagging,
     /// Says that it stops.
     Stop,
+    /// Has events from this index on.
+    HistoryFrom(u64),
 }
 
 #[derive(Default)]
@@ -92,6 +94,19 @@ impl Stream {
             let index = self.node.world.index.load(Ordering::SeqCst);
             response.created.push(WatchCreated { watch_id: create.watch_id, index });
             let from = create.index.unwrap_or(index + 1);
+            let script = self.node.watching.lock().script;
+            if let WatchScript::HistoryFrom(oldest) = script
+                && from < oldest
+                && create.mode() == WatchMode::WatchEvents
+            {
+                response.ended.push(WatchEnded {
+                    watch_ids: vec![create.watch_id],
+                    code: Code::Compacted.into(),
+                    oldest_index: oldest,
+                    failure: None,
+                });
+                continue;
+            }
             let at = match create.mode() {
                 WatchMode::WatchState => 0,
                 WatchMode::WatchEvents => self.node.world.log.lock().partition_point(|put| put.1 < from),

@@ -185,3 +185,22 @@ async fn a_key_can_be_watched_again_after_its_watch_was_dropped() {
     assert_eq!(value(&mut again).await.unwrap(), "1");
     assert!(nodes[home].watches_seen().len() <= 2 && nodes.iter().all(|node| node.watches_seen().len() <= 2));
 }
+
+#[tokio::test]
+async fn a_replica_with_a_longer_history_is_looked_for_before_events_are_given_up() {
+    let (_world, nodes, client) = three_nodes().await;
+    let group = client.group(1);
+    let first = group.put("k", "1").await.unwrap().index;
+    let last = group.put("k", "2").await.unwrap().index;
+    nodes[1].script_watches(WatchScript::HistoryFrom(last));
+    nodes[2].script_watches(WatchScript::HistoryFrom(last));
+    let mut watch = group.watch_events("k").from(first).start();
+    assert_eq!(values(&mut watch, 2).await, ["1", "2"], "the leader has them");
+    nodes[0].script_watches(WatchScript::HistoryFrom(last));
+    let mut watch = group.watch_events("k").from(first).start();
+    let Change::Resynced(resync) = in_time(watch.next()).await.unwrap() else { panic!("nobody has them") };
+    assert_eq!(resync.nodes.len(), 1);
+    let last = group.put("k", "3").await.unwrap().index;
+    let Change::Event(event) = in_time(watch.next()).await.unwrap() else { panic!("one event") };
+    assert_eq!(event.index, last);
+}

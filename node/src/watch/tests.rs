@@ -7,6 +7,7 @@ use crate::failure::Failure;
 use crate::ids::GroupId;
 use crate::tree::ApplyContext;
 use dtkv_client::packed::delivery::{DeliveryKind, deliveries};
+use dtkv_client::packed::lock::{LockEntry, entry_key};
 use dtkv_client::packed::{Kind, Op};
 use dtkv_client::v1;
 use dtkv_client::v1::failure::Reason;
@@ -347,6 +348,31 @@ fn what_is_cancelled_or_closed_is_forgotten() {
     assert_eq!(fixture.hub.metrics().watches.get(), 1);
     stream.outbox.close();
     assert_eq!(fixture.hub.metrics().watches.get(), 0);
+}
+
+#[test]
+fn a_grant_of_a_lock_is_told_to_who_watches_the_entry_and_a_renewal_to_nobody() {
+    let (holder, waiter) = ([1; 16], [2; 16]);
+    let by = |client, op| Op { session: Some((client, 0)), ..op };
+    let wait = 60_000u64.to_le_bytes();
+    let try_lock = Op { ttl_ms: Some(60_000), ..Op::new(Kind::TryLock, b"l", &wait) };
+    let mut fixture = Fixture::new();
+    let mut stream = Stream::new();
+    let entry = String::from_utf8(entry_key(b"l", &waiter)).unwrap();
+    fixture.watch_state(&stream, 1, &entry);
+    fixture.apply(&[by(holder, try_lock)]);
+    fixture.apply(&[by(waiter, try_lock)]);
+    fixture.dispatch();
+    assert_eq!(stream.take(1).last(), Some(&told(DeliveryKind::StateValue, "", 2)), "it waits");
+    let renewal = Op { ttl_ms: Some(90_000), ..Op::new(Kind::UpdateLease, b"l", b"") };
+    assert!(fixture.apply(&[by(holder, renewal)]).is_empty());
+    assert!(fixture.apply(&[by(holder, Op::new(Kind::KeepAlive, b"", b""))]).is_empty());
+    fixture.apply(&[by(holder, Op::new(Kind::Unlock, b"l", b""))]);
+    fixture.dispatch();
+    assert_eq!(stream.take(1), [told(DeliveryKind::StateValue, "", 5)], "it holds the lock");
+    let granted = KeyState::of(&fixture.tree.0.read(), entry.as_bytes());
+    let Presence::Value(value) = granted.presence else { panic!("{granted:?}") };
+    assert!(LockEntry::read(&value).unwrap().token >= 5);
 }
 
 #[test]
